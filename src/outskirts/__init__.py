@@ -1,0 +1,3 @@
+"""Outskirts: out-of-distribution detection with synthetic outliers."""
+
+__version__ = "0.1.0"

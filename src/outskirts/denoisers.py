@@ -1,0 +1,266 @@
+"""Diffusion models as predictors: pixel (UNet2DModel), patch-coded pixel, and latent (Stable Diffusion 1.x / 2.x).
+
+Each is called as model(x_t, level, cond) -> Prediction and knows how to decode x0 to images in [0, 1] with a gradient, and
+which conditions its labels or prompts are. `load_diffusion` recognises the kind from a diffusers folder or Hub id.
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outskirts.codec import PatchPCA
+from outskirts.diffuse import ddim_levels, prediction
+from outskirts.errors import OutskirtsError
+from outskirts.types import Level, Prediction
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SHIPPED = Path(__file__).parent / "weights"
+
+
+class Denoiser:
+    """What pixel and latent models share: the network call, its precision, the schedule."""
+
+    def __init__(self, unet, scheduler_config: Mapping, *, precision: str = "fp32", compile: bool = False):
+        if precision not in PRECISIONS:
+            raise OutskirtsError(f"precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
+        self.unet = unet.eval().requires_grad_(False)
+        self.scheduler_config = dict(scheduler_config)
+        self.kind = self.scheduler_config.get("prediction_type", "epsilon")
+        self.autocast = PRECISIONS[precision]
+        self.network = torch.compile(self.unet, dynamic=False) if compile else self.unet
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    def levels(self, steps: int) -> list[Level]:
+        return ddim_levels(self.scheduler_config, steps)
+
+    def _predict(self, x: Tensor, level: Level, **conditions) -> Prediction:
+        t = torch.full((len(x),), level.t, device=x.device, dtype=torch.long)
+        cast = torch.autocast(x.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+        with cast:
+            output = self.network(x, t, **conditions).sample
+        return prediction(output.to(x.dtype), x, level, self.kind)
+
+
+class PixelDiffusion(Denoiser):
+    """A diffusers UNet2DModel over pixels in [-1, 1], or over the grid of a PatchPCA codec.
+
+    classes     names of the labels 0 .. K-1; empty for an unconditional model.
+    null_label  label that stands for "no class", where the model was trained with label dropout.
+    """
+
+    takes = "label"
+
+    def __init__(self, unet, scheduler_config, *, codec=None, classes=(), null_label: int | None = None, **kwargs):
+        super().__init__(unet, scheduler_config, **kwargs)
+        self.codec = codec if codec is None else codec.to(self.device)
+        self.classes, self.null_label = tuple(classes), null_label
+        side = unet.config.sample_size
+        self.shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else tuple(side)))
+        self.conditional = unet.config.num_class_embeds is not None
+        self.clips = codec is None
+        """Whether x0 has the bounds of pixels, so that it may be clipped."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        scale = self.codec.patch if self.codec else 1
+        return self.shape[1] * scale, self.shape[2] * scale
+
+    def __call__(self, x: Float[Tensor, "B C H W"], level: Level, cond: Int[Tensor, "B"] | None = None) -> Prediction:
+        if self.conditional and cond is None:
+            _, cond = self.condition(labels=[None] * len(x))
+        return self._predict(x, level, **({"class_labels": cond} if self.conditional else {}))
+
+    def condition(
+        self, *, labels: Sequence[int | None], prompts: Sequence[str] | None = None
+    ) -> tuple[Int[Tensor, "B"] | None, Int[Tensor, "B"] | None]:
+        """(condition, null condition) of class labels; None among them is the null class."""
+        if prompts is not None:
+            raise OutskirtsError("this diffusion model takes class labels, not prompts; leave the prompt template out")
+        if not self.conditional:
+            return None, None
+        if self.null_label is None and None in labels:
+            raise OutskirtsError("this class-conditional model was trained without a null class; give every request a label")
+        most = self.unet.config.num_class_embeds
+        ids = [self.null_label if y is None else y for y in labels]
+        if not all(0 <= y < most for y in ids):
+            raise OutskirtsError(f"label {next(y for y in ids if not 0 <= y < most)}; this diffusion model knows 0 to {most - 1}")
+        cond = torch.tensor(ids, device=self.device)
+        return cond, None if self.null_label is None else torch.full_like(cond, self.null_label)
+
+    def decode(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Images in [0, 1], up to what x0 overshoots (not clamped); grey models give three equal channels."""
+        if self.codec is not None:
+            return self.codec.decode(x)
+        return ((x + 1) / 2).expand(-1, 3, -1, -1)
+
+    decode_for_guidance = decode
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        if self.codec is not None:
+            return self.codec.encode(images)
+        return images.mean(1, keepdim=True) * 2 - 1 if self.shape[0] == 1 else images * 2 - 1
+
+
+class LatentDiffusion(Denoiser):
+    """Stable Diffusion 1.x / 2.x (epsilon or v prediction) with text prompts.
+
+    tiny_vae    AutoencoderTiny that decodes for guidance at an eighteenth of the VAE's cost; final images always come from
+                the full VAE. specs: the VAE, not the UNet, is the bill of guided sampling at 512 px.
+    image_size  side in pixels; the model's own by default. A multiple of 8.
+    checkpointing  recompute activations in the backward pass: about a third slower, several times less memory.
+    """
+
+    takes = "prompt"
+    clips = False
+    classes = ()
+
+    def __init__(
+        self,
+        unet,
+        vae,
+        text_encoder,
+        tokenizer,
+        scheduler_config,
+        *,
+        tiny_vae=None,
+        image_size: int | None = None,
+        checkpointing: bool = False,
+        **kwargs,
+    ):
+        super().__init__(unet, scheduler_config, **kwargs)
+        self.vae, self.text_encoder, self.tokenizer, self.tiny_vae = vae, text_encoder, tokenizer, tiny_vae
+        for module in (vae, text_encoder, tiny_vae):
+            if module is not None:
+                module.to(self.device).eval().requires_grad_(False)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+            vae.enable_gradient_checkpointing()
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        side = image_size or unet.config.sample_size * self.factor
+        if side % (8 * self.factor) and side // self.factor < 8:
+            raise OutskirtsError(f"image size {side}; give a multiple of {self.factor}, at least {8 * self.factor}")
+        self.shape = (unet.config.in_channels, side // self.factor, side // self.factor)
+        self.image_size = (side, side)
+
+    def __call__(self, x: Float[Tensor, "B 4 h w"], level: Level, cond: Float[Tensor, "B L E"]) -> Prediction:
+        return self._predict(x, level, encoder_hidden_states=cond)
+
+    @torch.no_grad()
+    def condition(self, *, labels=None, prompts: Sequence[str]) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L E"]]:
+        """(text embeddings of the prompts, of the empty prompt), each prompt encoded once."""
+        unique = sorted({"", *prompts})
+        tokens = self.tokenizer(
+            unique, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        )
+        embeddings = self.text_encoder(tokens.input_ids.to(self.device))[0]
+        row = {p: i for i, p in enumerate(unique)}
+        rows = torch.tensor([row[p] for p in prompts], device=self.device)
+        return embeddings[rows], embeddings[torch.full_like(rows, row[""])]
+
+    def decode(self, z: Float[Tensor, "B 4 h w"]) -> Float[Tensor, "B 3 H W"]:
+        return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
+
+    def decode_for_guidance(self, z: Float[Tensor, "B 4 h w"]) -> Float[Tensor, "B 3 H W"]:
+        """The tiny decoder's images where there is one; it takes latents as the UNet sees them."""
+        return self.decode(z) if self.tiny_vae is None else (self.tiny_vae.decode(z).sample + 1) / 2
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 4 h w"]:
+        """The mean of the posterior, scaled as the UNet sees it."""
+        return self.vae.encode(images * 2 - 1).latent_dist.mean * self.vae.config.scaling_factor
+
+
+def load_diffusion(
+    name: str,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compile: bool = False,
+    tiny_vae: str | None = None,
+    image_size: int | None = None,
+    checkpointing: bool = False,
+) -> PixelDiffusion | LatentDiffusion:
+    """The diffusion model called `name`: `digits` (ships with the package), a diffusers folder, or a Hub id.
+
+    Safetensors only: a pickle is refused. Latent models take tiny_vae (a folder or id such as madebyollin/taesd),
+    image_size and checkpointing; a pixel model given them is an error.
+    """
+    shipped = SHIPPED / name
+    source = shipped if shipped.is_dir() else name
+    index = _index(source, name)
+    kwargs = {"precision": precision, "compile": compile}
+    if "vae" in index:
+        return _load_latent(source, name, device, tiny_vae, image_size=image_size, checkpointing=checkpointing, **kwargs)
+    given = {"tiny_vae": tiny_vae, "image_size": image_size, "checkpointing": checkpointing or None}
+    if any(v is not None for v in given.values()):
+        wrong = next(k for k, v in given.items() if v is not None)
+        raise OutskirtsError(f"{wrong} was given, but {name!r} is a pixel model; only latent models take it")
+    return _load_pixel(Path(source), name, device, **kwargs) if Path(source).is_dir() else _load_pixel(source, name, device, **kwargs)
+
+
+def _load_pixel(source, name: str, device: str, **kwargs) -> PixelDiffusion:
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    with _reading(name):
+        unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32)
+        config = DDIMScheduler.load_config(source, subfolder="scheduler")
+    facts, codec = {}, None
+    if Path(source).is_dir():
+        if (Path(source) / "outskirts.json").exists():
+            facts = json.loads((Path(source) / "outskirts.json").read_text())
+        if (Path(source) / "codec").is_dir():
+            codec = PatchPCA.load(Path(source) / "codec")
+    return PixelDiffusion(
+        unet.to(device),
+        config,
+        codec=codec,
+        classes=facts.get("classes", ()),
+        null_label=facts.get("null_label"),
+        **kwargs,
+    )
+
+
+def _load_latent(source, name: str, device: str, tiny_vae: str | None, **kwargs) -> LatentDiffusion:
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    weights = {"use_safetensors": True, "torch_dtype": torch.float32}
+    with _reading(name):
+        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **weights).to(device)
+        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **weights)
+        text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", use_safetensors=True)
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
+        config = DDIMScheduler.load_config(source, subfolder="scheduler")
+    with _reading(tiny_vae or ""):
+        tiny = AutoencoderTiny.from_pretrained(tiny_vae, **weights) if tiny_vae else None
+    return LatentDiffusion(unet, vae, text_encoder, tokenizer, config, tiny_vae=tiny, **kwargs)
+
+
+def _index(source, name: str) -> dict:
+    from diffusers import DiffusionPipeline
+
+    path = Path(source)
+    if path.is_dir() and not (path / "model_index.json").exists():
+        raise OutskirtsError(f"diffusion folder {name!r} has no model_index.json; give a diffusers folder or a Hub id")
+    with _reading(name):
+        return DiffusionPipeline.load_config(source)
+
+
+@contextlib.contextmanager
+def _reading(name: str):
+    """Library errors about missing or unsafe files, in one line of ours."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        raise OutskirtsError(
+            f"cannot load diffusion model {name!r} ({first[:200]}); give a diffusers folder with safetensors weights, a Hub id "
+            "that is cached or can be reached, or `digits`"
+        ) from e

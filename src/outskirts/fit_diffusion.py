@@ -1,0 +1,216 @@
+"""Train a small class-conditional diffusion model on a user's own images: for domains that Stable Diffusion does not know.
+
+v-prediction, averaged weights, label dropout for classifier-free guidance, checkpoint and resume. The result is a diffusers
+folder (unet/, scheduler/, and codec/ where the model works on a patch codec) that `load_diffusion` opens.
+"""
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from outskirts.codec import PatchPCA
+from outskirts.denoisers import PixelDiffusion, load_diffusion
+from outskirts.diffuse import Noise, sample
+from outskirts.errors import OutskirtsError
+from outskirts.guide import cfg, clip
+from outskirts.progress import bar
+from outskirts.recipe import DiffusionSettings
+
+CHECKPOINT_EVERY = 500
+SAMPLES_AT = 5  # sample grids over the whole training
+
+
+def fit_diffusion(images, out: str | Path, settings: DiffusionSettings, *, device: str = "cpu", progress: bool = True):
+    """A PixelDiffusion trained on `images` (Images with labels 0 .. K-1 of one size), saved in the folder `out`.
+
+    Running it again with the same settings continues from the last checkpoint and ends with the same weights as an
+    unbroken run. Writes log.json (loss), loss.png and samples-*.png beside the model.
+    """
+    from accelerate import Accelerator
+
+    if images.pixels is None:
+        raise OutskirtsError(f"{images.name}: images differ in size; give images of one size, e.g. resized to 32x32")
+    out = Path(out)
+    if (out / "model_index.json").exists() and (out / "unet").is_dir() and not (out / "checkpoint.pt").exists():
+        return load_diffusion(str(out), device=device)
+    out.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no", cpu=device == "cpu")
+    device = accelerator.device
+
+    pixels, labels, K = images.pixels, images.labels, len(images.classes)
+    codec, grey = _codec(pixels, settings)
+    model = _new_model(pixels, K, settings, codec, grey, images.classes).to(device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    network = accelerator.prepare(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4, betas=(0.9, 0.99))
+    scheduler = _scheduler(settings)
+    abar = scheduler.alphas_cumprod.to(device)
+    diffusion = PixelDiffusion(ema, scheduler.config, codec=codec, classes=images.classes, null_label=K)
+
+    start, losses = _resume(out / "checkpoint.pt", model, ema, optimizer, settings)
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    with bar("diffusion", total=settings.steps, done=start, show=progress and accelerator.is_main_process) as advance:
+        for step in range(start, settings.steps):
+            g = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)  # a step's draws are its own: exact resume
+            rows = torch.randint(len(pixels), (settings.batch_size,), generator=g)[rank::ranks]
+            x0 = _augment(pixels[rows].float() / 255, settings, g)
+            x0 = diffusion.encode(x0.to(device)).contiguous(memory_format=torch.channels_last)
+            eps = torch.randn(x0.shape, generator=g).to(device)
+            t = torch.randint(len(abar), (len(rows),), generator=g).to(device)
+            dropped = torch.rand(len(rows), generator=g) < settings.label_dropout
+            y = torch.where(dropped, K, labels[rows]).to(device)
+
+            a, b = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
+            with accelerator.autocast():
+                output = network(a * x0 + b * eps, t, class_labels=y).sample
+            loss = (output.float() - _truth(settings.prediction_type, x0, eps, a, b)).square().mean()
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * _lr_factor(step, settings.steps)
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            _average(ema, model, min(settings.ema, (1 + step) / (10 + step)))
+
+            losses.append(loss.item())
+            advance(1, f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}")
+            last = step + 1 == settings.steps
+            if accelerator.is_main_process and ((step + 1) % CHECKPOINT_EVERY == 0 and not last):
+                _checkpoint(out / "checkpoint.pt", model, ema, optimizer, settings, step + 1, losses)
+            if accelerator.is_main_process and (last or (step + 1) % max(settings.steps // SAMPLES_AT, 1) == 0):
+                save_samples(diffusion, out / f"samples-{step + 1:06d}.png")
+    if accelerator.is_main_process:
+        save(diffusion, out, settings, {"images": images.name, "fingerprint": images.fingerprint})
+        _plot_loss(losses, out)
+        (out / "checkpoint.pt").unlink(missing_ok=True)
+    return diffusion
+
+
+def save(diffusion: PixelDiffusion, out: Path, settings: DiffusionSettings, made_from: dict) -> None:
+    """A diffusers folder with weights in half precision; `model_index.json` is written last and marks it complete."""
+    unet = copy.deepcopy(diffusion.unet).half().to(memory_format=torch.contiguous_format)
+    unet.save_pretrained(out / "unet", safe_serialization=True)
+    _scheduler(settings).save_pretrained(out / "scheduler")
+    if diffusion.codec is not None:
+        diffusion.codec.save(out / "codec")
+    facts = {"classes": list(diffusion.classes), "null_label": diffusion.null_label, "made_from": made_from}
+    (out / "outskirts.json").write_text(json.dumps(facts | {"settings": settings.__dict__}, indent=1))
+    index = {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (out / "model_index.json").write_text(json.dumps(index, indent=1))
+
+
+def save_samples(diffusion: PixelDiffusion, path: Path, *, per_class: int = 8, steps: int = 20, scale: float = 2.0) -> None:
+    """A PNG grid, one row per class (at most ten rows)."""
+    from torchvision.utils import save_image
+
+    rows = min(max(len(diffusion.classes), 1), 10)
+    labels = [k for k in range(rows) for _ in range(per_class)]
+    predictor = cfg(diffusion, *diffusion.condition(labels=labels), scale)
+    x = Noise(range(len(labels)), diffusion.shape, diffusion.device)()
+    images = diffusion.decode(sample(clip(predictor) if diffusion.clips else predictor, x, diffusion.levels(steps)))
+    images = torch.nn.functional.interpolate(images.clamp(0, 1), scale_factor=max(1, 64 // images.shape[-1]))
+    save_image(images, path, nrow=per_class, padding=2)
+
+
+def _codec(pixels: Tensor, settings: DiffusionSettings) -> tuple[PatchPCA | None, bool]:
+    grey = bool((pixels[:, :1] == pixels).all())
+    if settings.codec == "none":
+        return None, grey
+    some = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:5000]]
+    return PatchPCA(settings.patch, settings.codec_components).fit(some.float() / 255), grey
+
+
+def _new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: bool, classes):
+    from diffusers import UNet2DModel
+
+    size = tuple(pixels.shape[-2:])
+    if codec is not None:
+        size = (size[0] // codec.patch, size[1] // codec.patch)
+    depth = len(settings.channels)
+    if any(s % 2 ** (depth - 1) for s in size):
+        raise OutskirtsError(f"a {size[0]}x{size[1]} grid cannot be halved {depth - 1} times; give fewer channels")
+    coarse = depth - 1  # attention where the grid is small; the finest level is convolutional
+    channels = codec.components if codec is not None else 1 if grey else 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return UNet2DModel(
+            sample_size=size[0] if size[0] == size[1] else size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=settings.layers_per_block,
+            block_out_channels=settings.channels,
+            down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * coarse),
+            up_block_types=(*["AttnUpBlock2D"] * coarse, "UpBlock2D"),
+            attention_head_dim=32,
+            norm_num_groups=math.gcd(16, *settings.channels),
+            num_class_embeds=K + 1,
+        )
+
+
+def _scheduler(settings: DiffusionSettings):
+    from diffusers import DDIMScheduler
+
+    # trailing: few-step sampling starts at the noisiest level, where training had it
+    return DDIMScheduler(
+        beta_schedule=settings.schedule,
+        prediction_type=settings.prediction_type,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+
+
+def _augment(x: Tensor, settings: DiffusionSettings, g: torch.Generator) -> Tensor:
+    if not settings.flip:
+        return x
+    flip = torch.rand(len(x), generator=g) < 0.5
+    return torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+def _truth(kind: str, x0: Tensor, eps: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return {"v_prediction": lambda: a * eps - b * x0, "epsilon": lambda: eps, "sample": lambda: x0}[kind]()
+
+
+def _lr_factor(step: int, steps: int) -> float:
+    warmup = min(200, max(steps // 10, 1))
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@torch.no_grad()
+def _average(ema, model, decay: float) -> None:
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
+
+
+def _checkpoint(path: Path, model, ema, optimizer, settings, step: int, losses: list[float]) -> None:
+    state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state | {"step": step, "losses": losses, "settings": repr(settings)}, f"{path}.part")
+    os.replace(f"{path}.part", path)
+
+
+def _resume(path: Path, model, ema, optimizer, settings) -> tuple[int, list[float]]:
+    if not path.exists():
+        return 0, []
+    state = torch.load(path, weights_only=True)
+    if state["settings"] != repr(settings):
+        raise OutskirtsError(f"{path} was made with {state['settings']}; now {settings!r}. Use another folder or delete it")
+    model.load_state_dict(state["model"])
+    ema.load_state_dict(state["ema"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["losses"]
+
+
+def _plot_loss(losses: list[float], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    window = max(len(losses) // 100, 1)
+    smooth = [sum(losses[i : i + window]) / len(losses[i : i + window]) for i in range(0, len(losses), window)]
+    (out / "log.json").write_text(json.dumps({"window": window, "loss": [round(v, 5) for v in smooth]}))
+    figure = Figure(figsize=(5, 3), layout="tight")
+    axes = figure.subplots()
+    axes.plot([i * window for i in range(len(smooth))], smooth)
+    axes.set(xlabel="step", ylabel="loss (mean square)", yscale="log")
+    figure.savefig(out / "loss.png", dpi=120)

@@ -1,0 +1,1 @@
+"""Synthesizers: one file each; a file name is the name on the command line. Every module defines `Synthesizer`."""

@@ -1,0 +1,49 @@
+"""What several synthesizers need. Not a synthesizer: names that begin with an underscore are not on the shelf."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from outskirts.scores.energy import Score as Energy
+from outskirts.types import Outlier, Outputs, Request
+
+
+def seed_of(seed: int, id: int) -> int:
+    """The seed of request `id` in a run seeded with `seed`: a hash, so that runs and requests share no streams."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{id}".encode()).digest()[:7], "big")
+
+
+def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
+    """Images in [0, 1], rounded as they will be stored."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def as_outliers(
+    requests: Sequence[Request], images: Float[Tensor, "B 3 H W"], classifier=None, knn=None
+) -> Iterator[Outlier]:
+    """Outliers with what the classifier says of them as notes; those with values that are not finite are marked failed."""
+    finite = images.isfinite().flatten(1).all(1)
+    stored = to_uint8(images.nan_to_num()).cpu()
+    notes = [{} for _ in requests]
+    if classifier is not None:
+        with torch.inference_mode():
+            outputs = classifier(stored.to(images.device).float() / 255)
+            notes = describe(outputs, knn)
+    for request, image, ok, note in zip(requests, stored, finite.tolist(), notes, strict=True):
+        if ok:
+            yield Outlier(request, image, notes=note)
+        else:
+            yield Outlier(request, notes={"failed": "values that are not finite, from guidance or the model"})
+
+
+def describe(outputs: Outputs, knn=None) -> list[dict]:
+    """Energy, kNN distance, confidence and predicted class of each row."""
+    confidence, predicted = outputs.logits.softmax(-1).max(-1)
+    columns = {"energy": Energy()(outputs), "confidence": confidence, "predicted": predicted}
+    if knn is not None:
+        columns["knn"] = knn(outputs)
+    rows = zip(*(v.tolist() for v in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
