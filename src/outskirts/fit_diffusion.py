@@ -146,7 +146,7 @@ def _new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey:
             block_out_channels=settings.channels,
             down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * coarse),
             up_block_types=(*["AttnUpBlock2D"] * coarse, "UpBlock2D"),
-            attention_head_dim=32,
+            attention_head_dim=min(32, *settings.channels),
             norm_num_groups=math.gcd(16, *settings.channels),
             num_class_embeds=K + 1,
         )

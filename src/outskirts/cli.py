@@ -1,0 +1,256 @@
+"""The command line: each verb reads its arguments and calls one function. Nothing heavy is imported at the top."""
+
+import os
+import sys
+
+import click
+
+from outskirts import __version__
+from outskirts.errors import OutskirtsError
+
+FIELDS = click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
+OUT = click.option("-o", "--out", type=click.Path(file_okay=False), help="Folder of the run.  [default: runs/RECIPE]")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan (counts, steps, estimated time) and stop.")
+REDO = click.option(
+    "--redo", metavar="STAGE", help="Make this stage and the later ones again; what they left is removed."
+)
+WORKERS = click.option(
+    "--workers", default="serial", show_default=True, help="Who synthesizes: serial (also under torchrun), ray, ray:N."
+)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+
+
+class Verbs(click.Group):
+    """Commands in the order in which they are defined; OutskirtsError is one line and exit code 2."""
+
+    def list_commands(self, ctx):
+        return list(self.commands)
+
+    def invoke(self, ctx):
+        sys.path.append(os.getcwd())  # dotted paths of the user's own; last, so that nothing there hides a library
+        try:
+            return super().invoke(ctx)
+        except OutskirtsError as e:
+            click.echo(f"Error: {e}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="outskirts")
+def main():
+    """Make images that lie just outside what a classifier knows, and teach it to say so.
+
+    \b
+    outskirts run quickstart              digits, from images to a report, in about a minute
+    outskirts list recipes                what can be run
+    outskirts show quickstart             every field of a recipe
+    outskirts score runs/quickstart/6-bench/detector photo.jpg
+
+    Every command that makes something continues where it was stopped when it is given again.
+    """
+
+
+def _verb(name: str, until: str | None, text: str):
+    """A command that runs a recipe's stages, all of them or up to `until`."""
+
+    def command(recipe, fields, out, dry_run, redo, workers, quiet):
+        from pathlib import Path
+
+        from outskirts.override import override
+
+        chosen, folder = _recipe(recipe)
+        chosen = override(chosen, fields)
+        folder = out or folder or str(Path("runs") / chosen.name)
+        if dry_run:
+            from outskirts.plan import plan
+
+            for line in plan(chosen, folder, until=until):
+                click.echo(line)
+            return
+        from outskirts.run import run
+
+        run(chosen, folder, until=until, redo=redo, workers=workers, progress=not quiet)
+        page = Path(folder) / "7-report" / "report.html"
+        click.echo(page if until is None and page.is_file() else folder)
+
+    command.__doc__ = text
+    for decorate in (QUIET, WORKERS, REDO, DRY_RUN, OUT, FIELDS, click.argument("recipe")):
+        command = decorate(command)
+    return main.command(name)(command)
+
+
+RECIPE = """
+
+    RECIPE is a name that `outskirts list recipes` shows, the dotted path of a module of yours with a function recipe(), or the
+    folder of an earlier run. FIELD=VALUE changes one of its fields; `outskirts show RECIPE` lists them.
+    """
+_verb("run", None, """Run a recipe: every stage, from images to the report.
+
+    \b
+    outskirts run quickstart
+    outskirts run quickstart --out runs/q seeds=0,1 train.epochs=3
+    outskirts run quickstart --dry-run id=folder:my_images classes=cat,dog diffusion=fit
+    outskirts run runs/q --redo train""" + RECIPE)  # fmt: skip
+_verb("synth", "synth", """Make the outliers of a recipe, and the models that they need.
+
+    \b
+    outskirts synth quickstart synth.steps=50 n_outliers=1000
+    outskirts synth quickstart synth=noise
+    torchrun --nproc-per-node 8 -m outskirts synth quickstart    (its models trained before)""" + RECIPE)  # fmt: skip
+_verb("train", "train", """Train a recipe's classifier against its outliers, which are made where they are not there yet.
+
+    \b
+    outskirts train quickstart train.lam=1 seeds=0-4
+    outskirts train quickstart classifier=runs/mine outliers=folder:my_outliers""" + RECIPE)  # fmt: skip
+_verb("bench", "bench", """Measure a recipe's classifiers, before and after outlier training, on its test sets.
+
+    \b
+    outskirts bench quickstart
+    outskirts bench quickstart --out runs/plain stages=classifier,bench scores=msp,energy,knn""" + RECIPE)  # fmt: skip
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.option("-o", "--out", type=click.Path(file_okay=False), help="Folder to write to.  [default: FOLDER/7-report]")
+def report(folder, out):
+    """Write the report of a run: report.html, one page that needs nothing beside it, and report.json.
+
+    \b
+    outskirts report runs/q
+    outskirts report runs/q --out public
+    """
+    from outskirts.report import write_report
+
+    click.echo(write_report(folder, out))
+
+
+@main.command()
+@click.argument("detector", type=click.Path())
+@click.argument("images", nargs=-1, required=True)
+@click.option("-f", "--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
+@click.option(
+    "-b", "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images scored at a time."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ...")
+def score(detector, images, form, batch_size, device):
+    """Score images with a detector: path, score, is_ood, p_value and predicted class of each, on stdout.
+
+    \b
+    outskirts score runs/q/6-bench/detector photo.jpg
+    outskirts score runs/q/6-bench/detector incoming/ --format jsonl
+    outskirts score runs/q/6-bench/detector 'incoming/*.png' > scores.csv
+
+    IMAGES are files, folders (with all that is below) and globs. Higher scores are more out-of-distribution. Files that cannot
+    be read are skipped with a line on stderr; their number is told at the end, and the exit code is then 1.
+    """
+    from outskirts.score_files import score_files
+
+    skipped = score_files(detector, images, sys.stdout, form=form, batch_size=batch_size, device=device)
+    if skipped:
+        click.echo(f"{skipped} files skipped", err=True)
+        sys.exit(1)
+
+
+def _fit(name: str, settings: str, text: str):
+    """A command that trains one model on a labelled image set."""
+
+    def command(images, out, fields, classes, size, device, quiet):
+        from outskirts import fit_verbs
+
+        getattr(fit_verbs, name.replace("-", "_"))(
+            images, out, fields, classes=classes, size=size, device=device, progress=not quiet
+        )
+        click.echo(out)
+
+    command.__doc__ = text
+    options = (
+        QUIET,
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
+        click.option(
+            "--size",
+            type=click.IntRange(min=1),
+            nargs=2,
+            metavar="H W",
+            help="Bring images to this size; needed where they differ.",
+        ),
+        click.option("--classes", help="Some of the classes, e.g. 0-4 or cat,dog."),
+        FIELDS,
+        click.argument("out", type=click.Path(file_okay=False)),
+        click.argument("images"),
+    )
+    for decorate in options:
+        command = decorate(command)
+    return main.command(name)(command)
+
+
+_fit("fit-classifier", "ClassifierSettings", """Train a small classifier on labelled images and save it in the folder OUT.
+
+    \b
+    outskirts fit-classifier digits runs/classifier --classes 0-6
+    outskirts fit-classifier folder:my_images runs/classifier --size 64 64 epochs=60 arch=resnet18
+
+    IMAGES is an image set by name, e.g. folder:DIR with one sub-folder per class. FIELD=VALUE are fields of
+    ClassifierSettings: `outskirts show fit-classifier` lists them.
+    """)  # fmt: skip
+_fit("fit-diffusion", "DiffusionSettings", """Train a small class-conditional diffusion model on labelled images and save it in the folder OUT.
+
+    \b
+    outskirts fit-diffusion digits runs/diffusion steps=4000
+    outskirts fit-diffusion folder:my_images runs/diffusion --size 32 32 codec=patch-pca flip=true
+
+    IMAGES is an image set by name, e.g. folder:DIR with one sub-folder per class. FIELD=VALUE are fields of
+    DiffusionSettings: `outskirts show fit-diffusion` lists them.
+    """)  # fmt: skip
+
+
+@main.command("list")
+@click.argument("shelf", type=click.Choice(["scores", "synth", "recipes"]))
+def list_(shelf):
+    """List what a name may stand for: scores, synthesizers or recipes, each with a sentence.
+
+    \b
+    outskirts list recipes
+    outskirts list scores
+    """
+    from outskirts.shelf import lines
+
+    for line in lines(shelf):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("recipe")
+@FIELDS
+def show(recipe, fields):
+    """Show every field of a recipe with its value and meaning; also of a run's folder, fit-classifier and fit-diffusion.
+
+    \b
+    outskirts show quickstart
+    outskirts show quickstart synth=noise
+    outskirts show fit-diffusion
+    """
+    from outskirts import shelf
+    from outskirts.override import override
+
+    click.echo(
+        shelf.settings_text(recipe)
+        if recipe in shelf.VERBS
+        else shelf.recipe_text(override(_recipe(recipe)[0], fields))
+    )
+
+
+def _recipe(name: str):
+    """(recipe, folder or None) of a recipe's name, a dotted path, or the folder of an earlier run."""
+    from pathlib import Path
+
+    if (Path(name) / "run.json").is_file():
+        from outskirts.run import load_run
+
+        return load_run(name), name
+    from outskirts.find import find
+
+    return find("recipes", name)(), None
+
+
+if __name__ == "__main__":
+    main()

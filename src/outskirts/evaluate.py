@@ -1,0 +1,205 @@
+"""Outputs once per data set, then every score from arrays, then rows: what each method reaches, and what differs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from outskirts import metrics
+from outskirts.errors import OutskirtsError
+from outskirts.scored import GROUPS, Scored, score_sets
+from outskirts.types import Outputs, Score
+
+Row = dict[str, Any]
+"""A flat line of a table, JSON-able; metrics are shares from 0 to 1."""
+REPORTED = ("auroc", "aupr_in", "aupr_out", "fpr95_id", "fpr95_ood")
+
+
+def collect(
+    classifier,
+    images,
+    *,
+    batch_size: int = 256,
+    progress: Callable[[int], Any] | None = None,
+) -> Outputs:
+    """One forward pass of `classifier` over `images` (Images, or a tensor [N, 3, H, W] in [0, 1]), as float32 on the CPU.
+
+    In eval mode whatever mode the classifier is in, and on its own device. `progress` is called with the number of images
+    after each batch.
+    """
+    device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
+    training = [m for m in classifier.modules() if m.training]
+    classifier.eval()
+    parts = []
+    try:
+        with torch.inference_mode():
+            for batch in _batches(images, batch_size, classifier.size):
+                parts.append(classifier(batch.to(device)).to("cpu", torch.float32))
+                if progress is not None:
+                    progress(len(batch))
+    finally:
+        for module in training:  # each as it was: a frozen batch norm inside a network in training stays frozen
+            module.training = True
+    if not parts:
+        raise OutskirtsError("no images to classify; give at least one")
+    return Outputs.cat(parts)  # outside inference mode, so that a bank made of it can be guided by
+
+
+def evaluate(
+    scores: Mapping[str, Score],
+    id_outputs: Outputs,
+    id_labels: Int[Tensor, " N"],
+    sets: Mapping[str, tuple[str, Outputs]],
+    *,
+    method: str,
+    seed: int,
+    resamples: int = 200,
+) -> list[Row]:
+    """The rows of one trained classifier: every fitted score on every OOD set, then its near, far and all means."""
+    return rows(score_sets(scores, id_outputs, id_labels, sets, method=method, seed=seed, resamples=resamples))
+
+
+def rows(scored: Sequence[Scored]) -> list[Row]:
+    """One row per Scored, then one per (method, seed, score) and mean: near, far, all, unweighted over sets.
+
+    Each metric has its 95 % bootstrap interval over test images beside it: auroc, auroc_lo, auroc_hi. The interval of a
+    mean draws the ID images once for all of its sets.
+    """
+    lines = []
+    for (method, seed, score), group in _by(scored, lambda s: (s.method, s.seed, s.score)).items():
+        for label, members in _cells(group):
+            first = members[0]
+            line: Row = {
+                "method": method,
+                "seed": seed,
+                "score": score,
+                "transductive": first.transductive,
+                "set": label,
+                "group": first.group if label == first.set else label,
+                "n_id": len(first.id_scores),
+                "n_ood": sum(len(s.ood_scores) for s in members),
+            }
+            for m in REPORTED:
+                line[m] = _point(members, m)
+                line[f"{m}_lo"], line[f"{m}_hi"] = metrics.interval(_replicates(members, m))
+            lines.append(line | {"id_accuracy": first.id_accuracy})
+    return lines
+
+
+def compare(
+    before: Sequence[Scored], after: Sequence[Scored], *, pairs: Sequence[tuple[str, str]] | None = None
+) -> list[Row]:
+    """What `after` changes against `before`, on the same test images: one row per score, set or mean, and metric.
+
+    `diff` is the mean over seeds of after - before. Its 95 % interval joins, in quadrature, the t interval over seeds
+    (n - 1 degrees of freedom) and the bootstrap error over the test images, which all seeds share and which is paired. With
+    one seed it is the interval over images alone, and `seeds` = 1 says so. `verdict` is "improves" or "worsens" only where
+    the interval excludes zero, else "no clear difference".
+
+    `before` has the same seeds as `after`, or one for all of them (a classifier before outlier training). `pairs` lists
+    (score before, score after); the default pairs every score with itself.
+    """
+    ours, theirs = (_by(x, lambda s: s.score) for x in (after, before))
+    if pairs is None:
+        pairs = [(name, name) for name in ours if name in theirs]
+    if not pairs:
+        raise OutskirtsError(
+            f"nothing to compare: scores before {', '.join(theirs) or 'none'}; after {', '.join(ours) or 'none'}; give pairs="
+        )
+    lines = []
+    for old, new in pairs:
+        if old not in theirs or new not in ours:
+            raise OutskirtsError(
+                f"no scores for the pair ({old!r}, {new!r}); before: {', '.join(theirs)}; after: {', '.join(ours)}"
+            )
+        lines += _compare(theirs[old], ours[new])
+    return lines
+
+
+def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]:
+    old, new = (_by(x, lambda s: s.seed) for x in (before, after))
+    if len(old) > 1 and set(old) != set(new):
+        raise OutskirtsError(
+            f"seeds {sorted(old)} before and {sorted(new)} after; give the same seeds, or one before for all"
+        )
+    only = next(iter(old.values())) if len(old) == 1 else None
+    couples = [(dict(_cells(only or old[seed])), dict(_cells(members))) for seed, members in new.items()]
+    for label in couples[0][1]:
+        members = [(b.get(label, []), a.get(label, [])) for b, a in couples]
+        for b, a in members:
+            _same_images(b, a, label)
+        first_b, first_a = members[0][0][0], members[0][1][0]
+        for m in REPORTED:
+            seeds = np.array([_point(a, m) - _point(b, m) for b, a in members])
+            images = np.mean([_replicates(a, m) - _replicates(b, m) for b, a in members], axis=0).std(ddof=1)
+            diff, n = float(seeds.mean()), len(seeds)
+            over_seeds = stats.t.ppf(0.975, n - 1) * seeds.std(ddof=1) / n**0.5 if n > 1 else 0.0
+            half = float(np.hypot(over_seeds, stats.norm.ppf(0.975) * images))
+            yield {
+                "method": first_a.method,
+                "baseline": first_b.method,
+                "score": first_a.score,
+                "baseline_score": first_b.score,
+                "transductive": first_a.transductive or first_b.transductive,
+                "set": label,
+                "metric": m,
+                "diff": diff,
+                "lo": diff - half,
+                "hi": diff + half,
+                "seeds": n,
+                "verdict": _verdict(diff, half, m),
+            }
+
+
+def _verdict(diff: float, half: float, metric: str) -> str:
+    if abs(diff) <= half:
+        return "no clear difference"
+    return "improves" if (diff > 0) != (metric in metrics.LOWER_IS_BETTER) else "worsens"
+
+
+def _same_images(before: Sequence[Scored], after: Sequence[Scored], label: str) -> None:
+    sizes = [{s.set: (len(s.id_scores), len(s.ood_scores)) for s in x} for x in (before, after)]
+    if sizes[0] != sizes[1]:
+        raise OutskirtsError(
+            f"{label!r} was scored on other images before ({sizes[0]}) than after ({sizes[1]}), as sets: (ID, OOD) images; score the same ones"
+        )
+
+
+def _cells(members: Sequence[Scored]) -> Iterator[tuple[str, list[Scored]]]:
+    yield from ((s.set, [s]) for s in members)
+    yield from _means(members)
+
+
+def _means(members: Sequence[Scored]) -> Iterator[tuple[str, list[Scored]]]:
+    """The groups that have sets, and all of them, as OpenOOD averages them."""
+    for group in GROUPS:
+        some = [s for s in members if s.group == group]
+        if some:
+            yield f"mean-{group}", some
+    yield "mean-all", list(members)
+
+
+def _point(members: Sequence[Scored], metric: str) -> float:
+    return float(np.mean([s.point[metric] for s in members]))
+
+
+def _replicates(members: Sequence[Scored], metric: str) -> np.ndarray:
+    return np.mean([s.replicates[metric] for s in members], axis=0)
+
+
+def _by(scored: Sequence[Scored], key: Callable[[Scored], Any]) -> dict[Any, list[Scored]]:
+    found: dict[Any, list[Scored]] = {}
+    for s in scored:
+        found.setdefault(key(s), []).append(s)
+    return found
+
+
+def _batches(images, batch_size: int, size: tuple[int, int] | None) -> Iterator[Float[Tensor, "B 3 H W"]]:
+    if isinstance(images, Tensor):
+        yield from images.split(batch_size) if len(images) else ()
+    else:
+        yield from (batch for batch, _ in images.batches(batch_size, size=size))

@@ -1,0 +1,128 @@
+"""What a recipe names: ID images in their parts, OOD test sets, classifier and diffusion model. Loaded once, when asked for."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from outskirts import images as image_sets
+from outskirts.data import load, require_labels, split
+from outskirts.denoisers import SHIPPED
+from outskirts.errors import OutskirtsError
+from outskirts.images import Images
+from outskirts.models import Classifier, check_classes, load_classifier
+from outskirts.recipe import Recipe, labelled
+from outskirts.stamp import folder_hashes, short_hash
+
+CLASSIFIER, DIFFUSION = "1-classifier", "2-diffusion"
+"""Folders of a run."""
+
+
+class Inputs:
+    """The images and models of `recipe`; those that are trained on the spot are read from the run's `folder`."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        self.recipe, self.folder = recipe, folder
+
+    @cached_property
+    def parts(self) -> dict[str, Images]:
+        """The ID images as train, val, calibration and test: disjoint, each class in proportion.
+
+        `calibration` sets the detector's threshold and is read by nothing else: it is a third of the validation images.
+        """
+        r = self.recipe
+        whole = self._sized(require_labels(load(r.id, classes=r.classes)))
+        named = {part: self._named(part, whole) for part in ("val", "test") if getattr(r, f"id_{part}")}
+        share = {p: f for p, f in (("val", 0.15), ("test", 0.2)) if p not in named}
+        parts = split(whole, [1 - sum(share.values()), *share.values()], seed=r.seed) if share else (whole,)
+        found = dict(zip(["train", *share], parts, strict=True)) | named
+        val, calibration = split(found["val"], (2 / 3, 1 / 3), seed=r.seed)
+        return found | {"val": val, "calibration": calibration}
+
+    @cached_property
+    def ood(self) -> dict[str, tuple[str, Images]]:
+        """Label -> (near or far, images) of the OOD test sets."""
+        test, sets = self.parts["test"], {}
+        for group, texts in (("near", self.recipe.near), ("far", self.recipe.far)):
+            for label, name in map(labelled, texts):
+                sets[label] = (group, self._sized(load(name, like=test, size=self.recipe.size)))
+        return sets
+
+    @cached_property
+    def outliers(self) -> Images:
+        """The images that the recipe names to train against, where it names some."""
+        return self._sized(load(self.recipe.outliers, like=self.parts["train"]))
+
+    def classifier(self) -> Classifier:
+        """A fresh copy of the ID classifier, before outlier training."""
+        classes = self.parts["train"].classes
+        folder = self.folder / CLASSIFIER
+        if self.recipe.classifier != "fit":
+            classifier = load_classifier(self.recipe.classifier, classes=classes)
+        elif not folder.is_dir():
+            raise OutskirtsError(
+                f"no classifier in {folder}; run the stage classifier first, or give classifier=FOLDER"
+            )
+        else:
+            classifier = load_classifier(folder)
+        check_classes(classifier, self.parts["train"])
+        return classifier.to(device(self.recipe.device))
+
+    @property
+    def diffusion(self) -> str:
+        """Name or folder of the diffusion model."""
+        return str(self.folder / DIFFUSION) if self.recipe.diffusion == "fit" else self.recipe.diffusion
+
+    def fingerprint(self, part: str) -> str:
+        """Content hash of a part of the ID images, of `near` and `far`, `outliers`, or of the weights of a model by name."""
+        if part in ("near", "far"):
+            return short_hash({k: x.fingerprint for k, (group, x) in self.ood.items() if group == part})
+        if part == "outliers":
+            return self.outliers.fingerprint
+        return self._weights[part] if part in ("classifier", "diffusion") else self.parts[part].fingerprint
+
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        folder = next((p for p in (SHIPPED / self.diffusion, Path(self.diffusion)) if p.is_dir()), None)
+        diffusion = self.diffusion if folder is None else short_hash(folder_hashes(folder))
+        return {"classifier": self.classifier().fingerprint(), "diffusion": diffusion}
+
+    def describe(self, part: str) -> str:
+        """`part` in words, for error messages."""
+        if part in ("classifier", "diffusion"):
+            return f"the weights of {part}={getattr(self.recipe, part)}"
+        name = {"train": "id", "val": "id_val", "calibration": "id_val", "test": "id_test"}.get(part, part)
+        return f"the images of {name}={getattr(self.recipe, name) or self.recipe.id}"
+
+    def _named(self, part: str, whole: Images) -> Images:
+        name = getattr(self.recipe, f"id_{part}")
+        images = self._sized(require_labels(load(name, classes=self.recipe.classes)))
+        if images.classes != whole.classes:
+            raise OutskirtsError(
+                f"id_{part}={name} has classes {_some(images)} and id={self.recipe.id} {_some(whole)}; they must be the same"
+            )
+        return images
+
+    def _sized(self, images: Images) -> Images:
+        """Held in memory at the recipe's size where that fits; otherwise resized whenever they are read."""
+        size = self.recipe.size
+        fits = size is not None and len(images) * 3 * size[0] * size[1] <= image_sets.HOLD
+        return images.resized(size) if fits else images
+
+
+def device(name: str) -> str:
+    """A torch device: `auto` is the GPU, under torchrun this rank's, where there is one. Raises OutskirtsError for one that is not there."""
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise OutskirtsError(
+            f"device {name!r} is not available here ({str(e).splitlines()[0]}); give auto or cpu"
+        ) from e
+    return name
+
+
+def _some(images: Images) -> str:
+    return ", ".join(images.classes[:8]) + (", ..." if len(images.classes) > 8 else "")

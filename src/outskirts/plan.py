@@ -1,0 +1,158 @@
+"""`--dry-run`: what a run would do, with counts, steps and times estimated from a few steps of each kind made on this machine."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from outskirts.evaluate import collect
+from outskirts.fanout import batches
+from outskirts.inputs import CLASSIFIER, device
+from outskirts.models import Classifier
+from outskirts.nets import small_resnet
+from outskirts.recipe import STAGES, Recipe
+from outskirts.run import Run, Step
+from outskirts.stages import NOISE
+from outskirts.synthesis import BATCH, build
+
+TRIAL_STEPS = 2
+"""Sampling steps of the trial, where the synthesizer has a field `steps`."""
+
+
+def plan(recipe: Recipe, folder: str | Path, *, until: str | None = None) -> Iterator[str]:
+    """Lines of text: the image sets, then every step with its state, counts and estimated time. Nothing is written."""
+    run = Run(recipe, Path(folder), progress=False)
+    parts = run.inputs.parts
+    yield f"{recipe.name} in {folder}"
+    yield f"  in distribution  {recipe.id}, {len(parts['train'].classes)} classes: " + ", ".join(
+        f"{len(x)} {p}" for p, x in parts.items()
+    )
+    for label, (group, images) in run.inputs.ood.items():
+        yield f"  {group:4} OOD         {label}: {len(images)}"
+    last = STAGES.index(until or recipe.stages[-1])
+    total, unknown = 0.0, False
+    trial = _Trial(run)
+    for step in run.steps:
+        if STAGES.index(step.stage) > last:
+            continue
+        state = "done" if run.is_done(step) else "begun" if run.path(step).exists() else "to do"
+        text, seconds = trial.estimate(step)
+        if state != "done":
+            total, unknown = total + (seconds or 0.0), unknown or seconds is None
+        yield f"  {step.folder:20} {state:6} {text}" + ("" if state == "done" else f", {_duration(seconds)}")
+    yield f"  estimated time   {_duration(total)} on {device(recipe.device)}" + (
+        " and what cannot be told yet" if unknown else ""
+    )
+
+
+class _Trial:
+    """Times single steps; a classifier that is not there yet is stood in for by an untrained one, which is as fast."""
+
+    def __init__(self, run: Run):
+        self.run, self.recipe, self.n = run, run.recipe, {p: len(x) for p, x in run.inputs.parts.items()}
+        self.outliers = 0
+
+    def estimate(self, step: Step) -> tuple[str, float | None]:
+        """(what the step does, seconds or None where it cannot be told before earlier steps are done)."""
+        return getattr(self, f"_{step.stage}")(step)
+
+    def _classifier(self, step: Step) -> tuple[str, float]:
+        s = self.recipe.fit_classifier
+        steps = s.epochs * max(1, self.n["train"] // s.batch_size)
+        return f"{s.arch}, {s.epochs} epochs, {steps} steps of {s.batch_size}", steps * self._training_step(
+            s.batch_size
+        )
+
+    def _diffusion(self, step: Step) -> tuple[str, float | None]:
+        from outskirts import fit_diffusion as fd
+
+        s, train = self.recipe.fit_diffusion, self.run.inputs.parts["train"]
+        where = device(self.recipe.device)
+        model = fd._new_model(train.pixels, len(train.classes), s, *fd._codec(train.pixels, s), train.classes).to(where)
+        x = torch.randn(s.batch_size, model.config.in_channels, *_pair(model.config.sample_size), device=where)
+        t = torch.zeros(s.batch_size, dtype=torch.long, device=where)
+        each = _seconds(lambda: model(x, t, class_labels=t).sample.square().mean().backward())
+        return f"{s.steps} steps of {s.batch_size}", s.steps * each
+
+    def _synth(self, step: Step) -> tuple[str, float | None]:
+        r, noise = self.recipe, step.folder == NOISE
+        name, options = ("noise", {}) if noise else (r.synth, dict(r.synth_with))
+        defaults = {"diffusion": self.run.inputs.diffusion, "device": device(r.device)}
+        if (
+            r.diffusion == "fit"
+            and not Path(self.run.inputs.diffusion).is_dir()
+            and hasattr(build(name, defaults, options)(), "diffusion")
+        ):
+            self.outliers = r.n_outliers or 0
+            return f"{name}, {r.n_outliers or 'all'} outliers", None
+        steps = getattr(build(name, defaults, options)(), "steps", None)
+        options |= {} if steps is None else {"steps": min(steps, TRIAL_STEPS)}
+        parts = self.run.inputs.parts
+        synthesizer = build(name, defaults, options)()
+        fitting = _seconds(lambda: synthesizer.fit(parts["train"], self.classifier), warm_up=False)
+        requests = synthesizer.requests((self.outliers or None) if noise else r.n_outliers, seed=r.seed)
+        todo = batches(requests, getattr(synthesizer, "batch_size", BATCH))
+        each = _seconds(lambda: list(synthesizer(todo[0])))
+        self.outliers = len(requests)
+        scale = 1 if steps is None else steps / min(steps, TRIAL_STEPS)
+        of = f", {steps} steps each" if steps else ""
+        return f"{name}, {len(requests)} outliers in {len(todo)} batches{of}", scale * (fitting + len(todo) * each)
+
+    def _train(self, step: Step) -> tuple[str, float]:
+        s = self.recipe.train
+        steps = s.epochs * max(1, self.n["train"] // s.batch_size)
+        text = f"{s.epochs} epochs, {steps} steps of {s.batch_size} + {s.outlier_batch_size}"
+        return text, steps * self._training_step(s.batch_size + s.outlier_batch_size)
+
+    def _bench(self, step: Step) -> tuple[str, float]:
+        images = sum(self.n.values()) + sum(len(x) for _, x in self.run.inputs.ood.values())
+        classifiers = 1 + sum(s.stage == "train" for s in self.run.steps)
+        some = self.run.inputs.parts["train"].take(256)
+        each = _seconds(lambda: collect(self.classifier, some)) / len(some)
+        return f"{classifiers} classifiers, {images} images each", classifiers * images * each
+
+    def _report(self, step: Step) -> tuple[str, float]:
+        return "one page", 1.0
+
+    @property
+    def classifier(self) -> Classifier:
+        """The recipe's, or an untrained one of its architecture."""
+        r = self.recipe
+        if r.classifier != "fit" or (self.run.folder / CLASSIFIER / "classifier.json").is_file():
+            return self.run.inputs.classifier()
+        train = self.run.inputs.parts["train"]
+        net = small_resnet(r.fit_classifier.arch, len(train.classes))
+        return Classifier(net, classes=train.classes, size=r.size or train.size or (32, 32)).to(device(r.device))
+
+    def _training_step(self, batch: int) -> float:
+        classifier = self.classifier.train()
+        where = next(classifier.parameters()).device
+        images = torch.rand(batch, 3, *(classifier.size or (32, 32)), device=where)
+        labels = torch.zeros(batch, dtype=torch.long, device=where)
+        return _seconds(lambda: F.cross_entropy(classifier(images).logits, labels).backward())
+
+
+def _pair(side: int | tuple[int, int]) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else tuple(side)
+
+
+def _seconds(call: Callable[[], object], *, warm_up: bool = True) -> float:
+    """Seconds that one call takes, after another that warms up."""
+    if warm_up:
+        call()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "time not known before the diffusion model is trained"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.1f} {unit}"
+    return f"about {max(1, round(seconds))} s"

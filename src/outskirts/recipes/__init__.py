@@ -1,0 +1,1 @@
+"""Recipes: one file each; a file name is the name on the command line. Every module defines a function `recipe`."""

@@ -1,0 +1,27 @@
+"""Handwritten digits, 0 to 6 in distribution, from real images to a report.
+
+outskirts run quickstart --out runs/q
+"""
+
+from outskirts.recipe import ClassifierSettings, Recipe, TrainSettings
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="quickstart",
+        about="scikit-learn's handwritten digits: the classifier knows 0 to 6, GOOD outliers teach it that there is more.",
+        id="digits",
+        classes="0-6",
+        near=("digits 7-9=digits[7-9]",),
+        far=("photo patches=photos", "inverted digits=invert", "shuffled digits=shuffle", "noise"),
+        classifier="fit",
+        fit_classifier=ClassifierSettings(arch="resnet_tiny", epochs=20, lr=0.1, batch_size=64, augment="shift"),
+        diffusion="digits",
+        synth="good",
+        synth_with={"steps": 20, "k": 50, "batch_size": 128},
+        n_outliers=700,
+        train=TrainSettings(lam=2.5, epochs=10, lr=1e-3, batch_size=64, outlier_batch_size=64, augment="shift"),
+        seeds=(0, 1, 2),
+        scores=("msp", "energy", "knn", "unified"),
+        score_with={"knn": {"k": 50}, "unified": {"k": 50}},
+    )

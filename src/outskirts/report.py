@@ -1,0 +1,242 @@
+"""A run folder -> report.json (every number shown) and report.html (one page that needs nothing beside it).
+
+The page shows what it finds. A part of the run that is not there is named on the page, never left out in silence.
+"""
+
+import itertools
+import json
+import math
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from outskirts import inspection, plots, verdict, wording
+from outskirts.errors import OutskirtsError
+
+SKIPPED_CURVES = {"epoch", "step", "steps", "lr", "seconds", "time", "seed"}
+
+
+def write_report(run_folder: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
+    """Write report.json and report.html for a run folder, by default into its `7-report`; returns the page's path.
+
+    Reads run.json, 3-synth (fit.json, store), 5-train (log.json of each seed) and 6-bench (rows.json, differences.json,
+    scores.npz, outliers.json, examples.npz). Values are shares in [0, 1] in the JSON and percent on the page.
+
+    Raises OutskirtsError where the folder is no run, or one of these files cannot be read.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise OutskirtsError(f"no folder {str(folder)!r}; give the folder of a run, e.g. runs/q")
+    facts = gather(folder)
+    if facts["recipe"] is None and facts["tables"] is None:
+        raise OutskirtsError(f"{str(folder)!r} holds neither run.json nor 6-bench/rows.json; give the folder of a run")
+    out = folder / "7-report" if out is None else Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps(clean(facts), indent=1, allow_nan=False), encoding="utf-8")
+        (out / "report.html").write_text(render(facts), encoding="utf-8")
+    except OSError as e:
+        raise OutskirtsError(
+            f"cannot write the report to {str(out)!r} ({e.strerror}); give a folder that is writable"
+        ) from e
+    return out / "report.html"
+
+
+def gather(folder: Path) -> dict:
+    """Everything the page shows, as plain data; parts that are missing are listed under `missing`."""
+    missing: list[dict] = []
+    run = read(folder, "run.json", missing, "what ran: recipe, stamp") or {}
+    recipe = run.get("recipe")
+    rows = read(folder, "6-bench/rows.json", missing, "result tables")
+    differences = read(folder, "6-bench/differences.json", missing, "verdict and differences")
+    scores = read(folder, "6-bench/scores.npz", missing, "histograms of the test sets") or {}
+    examples = read(folder, "6-bench/examples.npz", missing, "example images of the test sets") or {}
+    fit = read(folder, "3-synth/fit.json", missing, "where the strength of the guidance landed")
+    measured = read(folder, "6-bench/outliers.json", missing, "whether the outliers are outside") or {}
+
+    summaries = verdict.summarise(rows) if rows else []
+    methods = list(dict.fromkeys(s["method"] for s in summaries))
+    wanted = (recipe or {}).get("synth") if "train" in (recipe or {}).get("stages", ["train"]) else None
+    method = next((m for m in (wanted, *methods) if m in methods and m not in (wording.PLAIN, wording.NOISE)), wanted)
+    for name in (wording.PLAIN, wording.NOISE):
+        if summaries and name not in methods:
+            missing.append({"part": wording.label(name), "file": f"6-bench/rows.json, method {name!r}"})
+    compared = verdict.compare(differences or [], summaries)
+
+    store = folder / "3-synth" / "store"
+    stored = inspection.read_rows(store)
+    if not stored:
+        missing.append({"part": "outliers, gallery", "file": "3-synth/store/shard-*.parquet"})
+    facts_of, id_val = aligned(stored, measured)
+    nowhere = np.full(len(stored), np.nan)
+    found = inspection.levels(stored, facts_of.get("energy", nowhere))
+    return {
+        "title": (recipe or {}).get("name") or folder.name,
+        "recipe": recipe,
+        "method": method,
+        "verdict": verdict.verdict(compared, method) if compared and method else None,
+        "seconds": seconds(folder),
+        "others": [
+            verdict.verdict(compared, m)
+            for m in methods
+            if compared and m not in (wording.PLAIN, wording.NOISE, method)
+        ],
+        "tables": summaries or None,
+        "differences": compared,
+        "histograms": histograms(scores, method, found, facts_of),
+        "outside": inspection.outside(found, facts_of, id_val) if stored and measured else None,
+        "energy_grid": inspection.energy_grid(stored, facts_of.get("energy", nowhere)),
+        "left_out": dict(Counter(r["left_out"] for r in stored if r["left_out"])),
+        "nearest": nearest(found, facts_of, id_val),
+        "probe": probe(fit, stored),
+        "training": training(folder / "5-train", method, missing),
+        "stamp": run.get("stamp"),
+        "missing": missing,
+        "gallery": inspection.gallery(store, stored, found, facts_of) if stored else [],
+        "examples": example_images(examples),
+    }
+
+
+def read(folder: Path, name: str, missing: list[dict], part: str):
+    """A JSON or npz file of the run; None, and a line in `missing`, where it does not exist."""
+    path = folder / name
+    if not path.exists():
+        missing.append({"part": part, "file": name})
+        return None
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                return dict(arrays)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise OutskirtsError(f"cannot read {str(path)!r} ({e}); run the stage that writes it again") from e
+
+
+def aligned(stored: list[dict], measured: Mapping) -> tuple[dict, dict]:
+    """What the plain classifier says of the outliers, in the order of the store (NaN where unknown), and of ID validation.
+
+    From 6-bench/outliers.json, and where that lacks a number, from the notes taken when the outlier was made.
+    """
+    facts = inspection.columns(measured.get("outliers") or {})
+    at = {int(i): n for n, i in enumerate(facts.pop("id", []))}
+    order = np.array([at.get(r["id"], -1) for r in stored], int)
+    numeric = {k: v.astype(float) for k, v in facts.items() if v.dtype.kind in "fiub"}
+    outliers = {k: np.where(order >= 0, np.append(v, np.nan)[order], np.nan) for k, v in numeric.items()}
+    for name, note in (("energy", "energy"), ("knn", "knn"), ("max_softmax", "confidence")):
+        if name not in outliers and any(note in r["notes"] for r in stored):
+            outliers[name] = np.array([r["notes"].get(note, np.nan) for r in stored], float)
+    return outliers, inspection.columns(measured.get("id_val") or {})
+
+
+def histograms(
+    scores: Mapping[str, np.ndarray], method: str | None, found: list[dict], facts_of: Mapping
+) -> list[dict]:
+    """Energy and kNN distance of the plain classifier, with the outliers by strength, and of the method after training."""
+    panels = []
+    for who in (wording.PLAIN, method):
+        for score, target in (("energy", "image"), ("knn", "feature")):
+            keys = [k.split("|") for k in scores if k.split("|")[0] == who and k.split("|")[2] == score]
+            seed = min((k[1] for k in keys), default=None)
+            sets = {k[3]: scores["|".join(k)] for k in keys if k[1] == seed}
+            if "id" not in sets:
+                continue
+            series = [("", "ID test", "id", sets.pop("id"))]
+            if who == wording.PLAIN and score in facts_of:
+                # An energy panel shows what was pushed by energy, where the method has targets; otherwise everything.
+                mine = [lv for lv in found if lv["target"] in (target, None)] or found
+                series += [(lv["about"], lv["label"], f"s{lv['level']}", facts_of[score][lv["rows"]]) for lv in mine]
+            elif "outliers" in sets:
+                series.append(("", "held-out outliers", "s3", sets["outliers"]))
+            sets.pop("outliers", None)
+            series += [("OOD test sets", name, "ood", values) for name, values in sets.items()]
+            panels.append({"method": who, "score": score, "seed": seed, **inspection.binned(series)})
+    return panels
+
+
+def nearest(found: list[dict], facts_of: Mapping, id_val: Mapping) -> dict | None:
+    """Distance to the nearest ID training image: ID validation beside the outliers of each level."""
+    if "nearest_id" not in facts_of or "nearest_id" not in id_val:
+        return None
+    pooled = [("", "ID validation", "id", id_val["nearest_id"])]
+    pooled += [(lv["about"], lv["label"], f"s{lv['level']}", facts_of["nearest_id"][lv["rows"]]) for lv in found]
+    return inspection.binned(pooled)
+
+
+def probe(fit: Mapping | None, stored: list[dict]) -> dict[str, dict]:
+    """3-synth/fit.json: for each guidance target, its unit, what it aimed at, the curve of the probe and the grid in it."""
+    out = {}
+    for name, t in ((fit or {}).get("targets") or {}).items():
+        if "unit" in t:
+            dials = [r["dials"].get(d) for r in stored if r["dials"].get("target") == name for d in ("rho", "mu")]
+            pushes = [t["unit"] * float(v) for v in dials if v]
+            keep = {k: t.get(k) for k in ("unit", "target", "quantile", "strength", "reached", "curve")}
+            out[name] = keep | {"grid": [min(pushes), max(pushes)] if pushes else None}
+    return out
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """Wall time of each closed step, from its done.json."""
+    steps = [(path.parent, read(path.parent, path.name, [], "")) for path in sorted(folder.rglob("done.json"))]
+    return {p.relative_to(folder).as_posix(): d["seconds"] for p, d in steps if wording.finite(d.get("seconds"))}
+
+
+def training(folder: Path, method: str | None, missing: list[dict]) -> list[dict]:
+    """log.json of every training: epochs (a list of dicts) as one curve per number, and the energy check at the end."""
+    logs = []
+    for path in sorted(folder.rglob("log.json")):
+        log = read(path.parent, path.name, missing, "training log")
+        parts = [p for p in path.parent.relative_to(folder).parts if not p.startswith("seed-")]
+        seed = next((p.removeprefix("seed-") for p in path.parent.parts[::-1] if p.startswith("seed-")), "")
+        epochs = log if isinstance(log, list) else log.get("epochs") or []
+        names = dict.fromkeys(k for e in epochs for k, v in e.items() if wording.finite(v) and k not in SKIPPED_CURVES)
+        x = [e.get("epoch", i) for i, e in enumerate(epochs)]
+        logs.append(
+            {
+                "method": "/".join(parts) or method,
+                "seed": seed,
+                "curves": {k: {"x": x, "y": [e.get(k) for e in epochs]} for k in names},
+                "energy_check": log.get("energy_check") if isinstance(log, dict) else None,
+            }
+        )
+    if not logs:
+        missing.append({"part": "training curves, energy check", "file": "5-train/seed-*/log.json"})
+    return sorted(logs, key=lambda log: log["method"] != method)
+
+
+def example_images(arrays: Mapping[str, np.ndarray]) -> list[dict]:
+    """6-bench/examples.npz: UInt8[n, 3, H, W] for `id` and each test set, as images for the page."""
+    from PIL import Image
+
+    return [
+        {"set": name, "images": [inspection.data_uri(Image.fromarray(i.transpose(1, 2, 0))) for i in images[:14]]}
+        for name, images in arrays.items()
+    ]
+
+
+def clean(value):
+    """Plain JSON: numbers that are not finite become null, pixels stay in the page."""
+    if isinstance(value, Mapping):
+        return {str(k): clean(v) for k, v in value.items() if k not in ("src", "examples")}
+    if isinstance(value, list | tuple):
+        return [clean(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def render(facts: Mapping) -> str:
+    """The page."""
+    import jinja2
+
+    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env.filters |= {"pct": wording.pct, "signed": wording.signed, "num": wording.num, "name": wording.label}
+    template = resources.files("outskirts").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    env.globals |= {"plots": plots, "product": lambda a, b: list(itertools.product(a, b))}
+    words = {"metrics": verdict.METRICS, "means": verdict.MEANS, "pairs": verdict.pairs(facts["differences"])}
+    words["best"] = verdict.best(facts["tables"] or [])
+    return env.from_string(template).render(**facts, **words)

@@ -1,0 +1,109 @@
+"""Scores of test sets, from stored Outputs: one `Scored` for every classifier, score and OOD set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outskirts import metrics
+from outskirts.errors import OutskirtsError
+from outskirts.types import Outputs, Score
+
+GROUPS = ("near", "far")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One score of one trained classifier on the ID test set and on one OOD set, with what is computed from the two."""
+
+    method: str
+    seed: int
+    score: str
+    transductive: bool
+    set: str
+    group: str
+    """near or far."""
+    id_scores: Float[Tensor, " N"] = field(repr=False)
+    """Of the ID test set; they differ between OOD sets where the score is transductive."""
+    ood_scores: Float[Tensor, " B"] = field(repr=False)
+    id_accuracy: float
+    resamples: int = 200
+    """Bootstrap resamples of the test images; the same images are drawn for every method, seed and score."""
+
+    @cached_property
+    def point(self) -> dict[str, float]:
+        return metrics.ood_metrics(self.id_scores, self.ood_scores)
+
+    @cached_property
+    def replicates(self) -> dict[str, np.ndarray]:
+        """Every metric of every resample, [resamples] each."""
+        return metrics.bootstrap(self.id_scores, self.ood_scores, resamples=self.resamples, name=self.set)
+
+
+def score_sets(
+    scores: Mapping[str, Score],
+    id_outputs: Outputs,
+    id_labels: Int[Tensor, " N"],
+    sets: Mapping[str, tuple[str, Outputs]],
+    *,
+    method: str,
+    seed: int,
+    resamples: int = 200,
+) -> list[Scored]:
+    """Every fitted score on the ID test set and on every OOD set: `sets` maps a name to its group (near or far) and Outputs.
+
+    Raises OutskirtsError, with the score and the set by name, where a score fails or is not a finite number.
+    """
+    for name, (group, _) in sets.items():
+        if group not in GROUPS:
+            raise OutskirtsError(f"set {name!r} in group {group!r}; accepted: near, far")
+    if not len(id_outputs):
+        raise OutskirtsError("the ID test set is empty; give at least one image")
+    accuracy = (id_outputs.logits.argmax(-1) == id_labels).double().mean().item()
+    scored = []
+    for score_name, score in scores.items():
+        where = f"score {score_name!r} ({method}, seed {seed})"
+        id_scores = (
+            None if score.transductive else _finite(lambda s=score: s(id_outputs), f"{where} on the ID test set")
+        )
+        for name, (group, outputs) in sets.items():
+            here = f"{where} on {name!r}"
+            if score.transductive:
+                pair = _finite(lambda s=score, o=outputs: torch.cat(s.pair(id_outputs, o)), here)
+                id_scores, ood = pair[: len(id_outputs)], pair[len(id_outputs) :]
+            else:
+                ood = _finite(lambda s=score, o=outputs: s(o), here)
+            scored.append(
+                Scored(
+                    method, seed, score_name, bool(score.transductive), name, group, id_scores, ood, accuracy, resamples
+                )
+            )
+    return scored
+
+
+def to_arrays(scored: Sequence[Scored]) -> dict[str, np.ndarray]:
+    """Scores for `numpy.savez`: "method|seed|score|set" -> float32 [N]; ID scores under the set "id", or "id@SET" where
+    they depend on the OOD set (transductive)."""
+    arrays = {}
+    for s in scored:
+        where = f"{s.method}|{s.seed}|{s.score}|"
+        arrays[where + s.set] = s.ood_scores.float().numpy()
+        arrays[where + ("id@" + s.set if s.transductive else "id")] = s.id_scores.float().numpy()
+    return arrays
+
+
+def _finite(scores: Callable[[], Tensor], where: str) -> Float[Tensor, " B"]:
+    try:
+        values = scores().detach().cpu()
+    except OutskirtsError as e:
+        raise OutskirtsError(f"{where}: {e}") from e
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        raise OutskirtsError(
+            f"{where}: {len(bad)} of {len(values)} scores are NaN or infinite, the first at image {bad[0].item()}; look at its logits and features"
+        )
+    return values

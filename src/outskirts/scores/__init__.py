@@ -1,0 +1,1 @@
+"""Scores: one file each; a file name is the name on the command line. Every module defines `Score`."""

@@ -1,0 +1,83 @@
+"""What `outskirts list` and `outskirts show` print: names with their sentence, settings with value and meaning."""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+
+from outskirts.errors import OutskirtsError
+from outskirts.find import find, names
+from outskirts.recipe import ClassifierSettings, DiffusionSettings, Recipe, labelled
+
+VERBS = {"fit-classifier": ClassifierSettings, "fit-diffusion": DiffusionSettings}
+
+
+def lines(shelf: str) -> Iterator[str]:
+    """One line for each name on a shelf, with the first sentence of its module, which is not imported for it."""
+    known = names(shelf)
+    for name in known:
+        source = importlib.util.find_spec(f"outskirts.{shelf}.{name}").loader.get_source(f"outskirts.{shelf}.{name}")
+        yield f"{name:{max(map(len, known))}}  {sentence(ast.get_docstring(ast.parse(source)) or '')}"
+
+
+def sentence(text: str) -> str:
+    """The first line of a docstring."""
+    return text.strip().partition("\n")[0]
+
+
+def settings_text(verb: str) -> str:
+    """The fields of `fit-classifier` or `fit-diffusion`, with defaults and meaning."""
+    return "\n".join(_fields(VERBS[verb](), ""))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Every field of a recipe, of its synthesizer and of its scores: what may stand before `=` on the command line."""
+    text = [recipe.name, f"  {recipe.about}", "", *_fields(recipe, "")]
+    try:
+        synthesizer = find("synth", recipe.synth)(**recipe.synth_with)
+        text += [
+            "",
+            f"synthesizer {recipe.synth}: {sentence(type(synthesizer).__doc__ or '')}",
+            *_fields(synthesizer, "synth."),
+        ]
+        for label, name in map(labelled, recipe.scores):
+            score = find("scores", name)(**recipe.score_with.get(label, {}))
+            text += ["", f"score {label}: {sentence(type(score).__doc__ or '')}", *_fields(score, f"score.{label}.")]
+    except TypeError as e:
+        raise OutskirtsError(
+            f"recipe {recipe.name!r}: {e}; its synth_with or score_with names a field that is not there"
+        ) from None
+    return "\n".join(text)
+
+
+def _fields(settings, prefix: str) -> Iterator[str]:
+    meanings = _meanings(type(settings))
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from ("", *_fields(value, f"{prefix}{f.name}."), "")
+        elif f.init and not f.name.endswith("_with"):
+            meaning = meanings.get(f.name, "")
+            yield f"{prefix}{f.name}={_text(value)}" + (f"\n    {meaning}" if meaning else "")
+
+
+def _text(value) -> str:
+    """As it would be written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """Field -> the string that follows it in the class."""
+    body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0].body
+    return {
+        field.target.id: " ".join(after.value.value.split())
+        for field, after in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }

@@ -1,0 +1,101 @@
+"""Make the outliers of a run: fit the synthesizer, keep what its search found, spread its requests, fill the store."""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from outskirts.errors import OutskirtsError
+from outskirts.fanout import batches, fan_out, rank_and_world
+from outskirts.find import find
+from outskirts.images import Images
+from outskirts.inputs import device
+from outskirts.recipe import Recipe
+from outskirts.run import Run, read_json, write_json
+from outskirts.settings import as_plain, field_types
+from outskirts.store import Store
+
+BATCH = 64
+"""Outliers made at a time where the synthesizer has no `batch_size`."""
+
+
+def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int | None) -> None:
+    """Fit the synthesizer `name`, record what it found in fit.json, and fill the store below `out`."""
+    r, parts = run.recipe, run.inputs.parts
+    make = build(name, {"diffusion": run.inputs.diffusion, "device": device(r.device), **options}, options)
+
+    def fitted():
+        return fit(make(), parts["train"], parts["val"], run.inputs.classifier().frozen(), out / "fit.json", r)
+
+    with _first_rank_first(r.device):
+        synthesizer = fitted()
+    requests = synthesizer.requests(n, seed=r.seed)
+    if not requests:
+        raise OutskirtsError(f"{name} gives no requests for n_outliers={n}; give a number above 0")
+    dials = {k for request in requests for k, v in request.dials.items() if isinstance(v, int | float)}
+    made_by = {"synth": name, "n_outliers": n, "seed": r.seed, **_settings(synthesizer, r)}
+    made_by |= {f"images of {p}": parts[p].fingerprint for p in ("train", "val")}
+
+    def open_store():
+        return Store(out / "store", made_by=made_by, dials=sorted(dials))
+
+    todo = batches(requests, getattr(synthesizer, "batch_size", BATCH))
+    ready = fitted if run.workers.startswith("ray") else lambda: synthesizer
+    fan_out(ready, todo, open_store, workers=run.workers, progress=run.progress)
+    _all_ranks(r.device)
+    failed = open_store().failed()
+    if len(failed) == len(requests):
+        raise OutskirtsError(
+            f"none of {len(requests)} outliers could be made: {next(iter(failed.values()))}; change the synthesizer's settings and --redo synth"
+        )
+
+
+def _ranks(device_name: str):
+    """The ranks of torchrun; None without it."""
+    if rank_and_world()[1] == 1:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=device_name == "cpu")
+
+
+def _first_rank_first(device_name: str):
+    """Context that the first rank leaves before the others enter: it searches, they read what it found."""
+    ranks = _ranks(device_name)
+    return contextlib.nullcontext() if ranks is None else ranks.main_process_first()
+
+
+def _all_ranks(device_name: str) -> None:
+    """Wait until every rank is here."""
+    if ranks := _ranks(device_name):
+        ranks.wait_for_everyone()
+
+
+def build(name: str, defaults: dict[str, Any], options: dict[str, Any]) -> Callable[[], Any]:
+    """A function that makes the synthesizer `name` with `options`, and with those of `defaults` that it has a field for."""
+    cls = find("synth", name)
+    known = field_types(cls)
+    if unknown := [k for k in options if k not in known]:
+        raise OutskirtsError(f"synth_with names {unknown[0]!r}, which {name} does not have; it has {', '.join(known)}")
+    return lambda: cls(**{k: v for k, v in {**defaults, **options}.items() if k in known})
+
+
+def fit(synthesizer, train: Images, val: Images, classifier, path: Path, recipe: Recipe):
+    """The synthesizer fitted. What its search finds (`state`, plain numbers) is kept in `path`, and taken from there later."""
+    found = read_json(path)
+    given = {"val": val, "state": found and {**found["targets"], **found["numbers"]}}
+    accepted = inspect.signature(synthesizer.fit).parameters
+    fitted = synthesizer.fit(train, classifier, **{k: v for k, v in given.items() if k in accepted})
+    if found is None and rank_and_world()[0] == 0:
+        state = getattr(fitted, "state", {})
+        targets = {k: v for k, v in state.items() if isinstance(v, dict)}
+        numbers = {k: v for k, v in state.items() if k not in targets}
+        write_json(path, {**_settings(fitted, recipe), "targets": targets, "numbers": numbers})
+    return fitted
+
+
+def _settings(synthesizer, recipe: Recipe) -> dict[str, Any]:
+    """Its fields as plain values, without those that only say where it runs; a model of the run's own by its name, not its path."""
+    plain = {k: v for k, v in as_plain(synthesizer).items() if k not in ("device", "compile", "checkpointing")}
+    return plain | ({"diffusion": recipe.diffusion} if "diffusion" in plain else {})

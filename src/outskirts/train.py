@@ -1,0 +1,257 @@
+"""Train a classifier on ID images and outliers: L = cross-entropy(ID) + lam * L_ood, GOOD eq. 8 (arXiv 2510.17131).
+
+ID images and outliers go through one forward pass, after the same resize and augmentation: with separate passes, or
+separate pipelines, BatchNorm statistics or file artefacts would tell them apart.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from outskirts.errors import OutskirtsError
+from outskirts.evaluate import collect
+from outskirts.files import writable, write_json
+from outskirts.images import Images
+from outskirts.loop import (
+    Checkpoint,
+    accelerator,
+    accuracy,
+    augment,
+    epoch_randomness,
+    rate,
+    set_rate,
+    sgd,
+    share,
+)
+from outskirts.losses import outlier_loss, population_mean
+from outskirts.models import Classifier, check_classes, load_classifier
+from outskirts.progress import bar
+from outskirts.recipe import TrainSettings
+
+LAST_LR = 1e-6
+PROBE = 512
+"""Images of each population that place phi before training."""
+
+
+def train(
+    classifier: Classifier,
+    train: Images,
+    outliers: Images | Float[Tensor, "N D"],
+    val: Images,
+    held_out_outliers: Images | Float[Tensor, "M D"],
+    out: str | os.PathLike,
+    settings: TrainSettings,
+    seed: int = 0,
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    progress: bool = True,
+) -> Classifier:
+    """A copy of `classifier` trained against `outliers`, saved in the folder `out` with `log.json`.
+
+    `outliers` are images, or features [N, D] that join after the penultimate layer. `log.json` holds `epochs` (epoch,
+    loss, loss_id, loss_ood, val_accuracy, lr) and `energy_check`: mean energies of `val` and `held_out_outliers` before
+    and after, and `inverted`, true where outliers do not end with the higher energy.
+
+    Depends on `seed` and nothing else that is random; stopped and called again with the same arguments it continues
+    after the last whole epoch. `device` is `auto` or `cpu`, `precision` `fp32` or `bf16`. Raises OutskirtsError for classes that do not match, no outliers, a loss that is no
+    longer finite.
+    """
+    check_classes(classifier, train)
+    _check_outliers(classifier, outliers)
+    _check_outliers(classifier, held_out_outliers)
+    size = classifier.size or train.size
+    if size is None:
+        raise OutskirtsError(f"{train.name}: images may differ in size and the classifier takes any; give it a size")
+    out = writable(out)
+    outliers, held_out_outliers = (
+        x.resized(size) if isinstance(x, Images) else x for x in (outliers, held_out_outliers)
+    )
+    accel = accelerator(device, precision)
+    before = classifier.to(accel.device)
+    joint = _joint(before, train, outliers, settings, seed)
+    optimizer = sgd(joint.parameters(), settings.lr, settings.weight_decay)
+    checkpoint = Checkpoint.of(
+        out,
+        settings,
+        seed=seed,
+        classifier=before.fingerprint(),
+        train=train.fingerprint,
+        outliers=_fingerprint(outliers),
+    )
+    done, log = checkpoint.load(joint, optimizer)
+    model, optimizer = accel.prepare(joint, optimizer)
+
+    batches = max(1, len(train) // settings.batch_size)
+    steps, note = settings.epochs * batches, ""
+    show = progress and accel.is_main_process
+    with bar(f"train, seed {seed}", total=steps, done=done * batches, show=show) as advance:
+        for epoch in range(done, settings.epochs):
+            sums = torch.zeros(2, device=accel.device)
+            model.train()
+            with epoch_randomness(seed, epoch) as generator:
+                pairs = _pairs(train, outliers, size, batches, settings, accel, generator)
+                for step, (images, labels, features) in enumerate(pairs, start=epoch * batches):
+                    set_rate(optimizer, rate(step, steps, settings.lr, last=LAST_LR))
+                    images = augment(images.to(accel.device), settings.augment, generator)
+                    labels, features = labels.to(accel.device), features.to(accel.device)
+                    with accel.autocast():
+                        logits, values, is_id = model(images, features, len(labels))
+                    loss_id = F.cross_entropy(logits[: len(labels)], labels)
+                    loss_ood = population_mean(values, is_id)
+                    optimizer.zero_grad()
+                    accel.backward(loss_id + settings.lam * loss_ood)  # GOOD eq. 8
+                    accel.clip_grad_norm_(model.parameters(), settings.clip_norm)
+                    optimizer.step()
+                    sums += torch.stack([loss_id, loss_ood]).detach()
+                    advance(1, note)
+            loss_id, loss_ood = (accel.reduce(sums, "mean") / batches).tolist()
+            loss = loss_id + settings.lam * loss_ood
+            if not math.isfinite(loss):
+                raise OutskirtsError(
+                    f"the loss is not finite after epoch {epoch + 1}; lower lr ({settings.lr}) or clip_norm ({settings.clip_norm})"
+                )
+            right, lr = accuracy(joint.classifier, val), optimizer.param_groups[0]["lr"]
+            log.append(
+                {
+                    "epoch": epoch + 1,
+                    "loss": loss,
+                    "loss_id": loss_id,
+                    "loss_ood": loss_ood,
+                    "val_accuracy": right,
+                    "lr": lr,
+                }
+            )
+            note = f"val accuracy {right:.3f}"
+            if accel.is_main_process:
+                checkpoint.save(epoch + 1, joint, optimizer, log)
+    trained = accel.unwrap_model(model, keep_fp32_wrapper=False).classifier.eval()
+    if accel.is_main_process:
+        check = energy_check(before, trained, val, held_out_outliers)
+        write_json(out / "log.json", {"epochs": log, "energy_check": check})
+        trained.save(out)
+        checkpoint.remove()
+    accel.wait_for_everyone()  # BatchNorm statistics are the main process's
+    return trained if accel.is_main_process else load_classifier(out).to(accel.device)
+
+
+def energy_check(
+    before: Classifier,
+    after: Classifier,
+    val: Images,
+    held_out_outliers: Images | Float[Tensor, "M D"],
+) -> dict[str, float | bool]:
+    """Mean energies E = -logsumexp(logits) of held-out ID images and outliers, before and after training.
+
+    `inverted` is true unless outliers end with the higher mean: energy is then no score for this classifier.
+    """
+    means = {
+        f"energy_{who}_{when}": energies(model, images).mean().item()
+        for when, model in (("before", before), ("after", after))
+        for who, images in (("id", val), ("ood", held_out_outliers))
+    }
+    inverted = not means["energy_ood_after"] > means["energy_id_after"]
+    return {**means, "n_id": len(val), "n_ood": len(held_out_outliers), "inverted": inverted}
+
+
+def energies(classifier: Classifier, images: Images | Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+    """E = -logsumexp(logits) of each image, or each feature vector, in eval mode, on the CPU."""
+    if isinstance(images, Images):
+        return -collect(classifier, images).logits.logsumexp(1)
+    with torch.inference_mode():
+        return -classifier.head(images.to(next(classifier.parameters()).device)).float().logsumexp(1).cpu()
+
+
+class _Joint(nn.Module):
+    """Classifier and outlier loss in one module: one optimiser, one checkpoint, one forward pass."""
+
+    def __init__(self, classifier: Classifier, loss: nn.Module):
+        super().__init__()
+        self.classifier, self.loss = classifier, loss
+
+    def forward(self, images: Tensor, features: Tensor, n_id: int) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.classifier(images).logits
+        if len(features):
+            logits = torch.cat([logits, self.classifier.head(features).float()])
+        is_id = torch.arange(len(logits), device=logits.device) < n_id
+        return logits, self.loss(logits, is_id), is_id
+
+
+def _joint(
+    classifier: Classifier, train: Images, outliers: Images | Tensor, settings: TrainSettings, seed: int
+) -> _Joint:
+    id_, ood = (-energies(classifier, x) for x in (_first(train), _first(outliers)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loss = outlier_loss(
+            settings.loss,
+            centre=(id_.mean() + ood.mean()).item() / 2,
+            scale=max(torch.cat([id_, ood]).std().item(), 1e-3),
+        )
+    device = next(classifier.parameters()).device
+    return _Joint(copy.deepcopy(classifier).requires_grad_(True), loss).to(device)
+
+
+def _first(population: Images | Tensor) -> Images | Tensor:
+    """Up to PROBE, spread over all: sets may be sorted by class."""
+    rows = torch.linspace(0, len(population) - 1, min(len(population), PROBE)).long()
+    return population[rows] if isinstance(population, Tensor) else population.subset(rows)
+
+
+def _pairs(
+    train: Images,
+    outliers: Images | Tensor,
+    size: tuple[int, int],
+    batches: int,
+    settings: TrainSettings,
+    accel,
+    generator: torch.Generator,
+) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Int64[Tensor, " b"], Float[Tensor, "F D"]]]:
+    """(images, labels of the ID ones, feature outliers) of every step of an epoch: b ID images, then the outliers.
+
+    Outliers start again, in another order, when they are exhausted.
+    """
+    order = torch.randperm(len(train), generator=generator)[: batches * settings.batch_size]
+    needed, n = batches * settings.outlier_batch_size, len(outliers)
+    rounds = [torch.randperm(n, generator=generator) for _ in range(math.ceil(needed / n))]
+    rows, batch = share(order, settings.batch_size, accel)
+    rows_ood, batch_ood = share(torch.cat(rounds)[:needed], settings.outlier_batch_size, accel)
+    of_id = train.batches(batch, size=size, indices=rows)
+    if isinstance(outliers, Tensor):
+        for (images, labels), features in zip(of_id, outliers[rows_ood].split(batch_ood), strict=True):
+            yield images, labels, features
+    else:
+        of_ood = outliers.batches(batch_ood, size=size, indices=rows_ood)
+        for (images, labels), (images_ood, _) in zip(of_id, of_ood, strict=True):
+            yield torch.cat([images, images_ood]), labels, torch.empty(0, 0)
+
+
+def _check_outliers(classifier: Classifier, outliers: Images | Tensor) -> None:
+    if len(outliers) == 0:
+        raise OutskirtsError(
+            "no outliers to train or to check against; make some with `outskirts synth`, or keep more of them"
+        )
+    if isinstance(outliers, Images):
+        return
+    if getattr(classifier.head, "out_features", None) != classifier.num_classes:
+        raise OutskirtsError(
+            f"feature outliers need a network that ends in a linear layer, not in {type(classifier.head).__name__}; give images"
+        )
+    if outliers.shape[1] != classifier.feature_dim:
+        raise OutskirtsError(
+            f"outliers have {outliers.shape[1]} features and the classifier {classifier.feature_dim}; make them with this classifier"
+        )
+
+
+def _fingerprint(outliers: Images | Tensor) -> str:
+    if isinstance(outliers, Images):
+        return outliers.fingerprint
+    import hashlib
+
+    return hashlib.sha256(outliers.contiguous().numpy().tobytes()).hexdigest()
