@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from tiny import tiny_pixel, tiny_stable_diffusion, tiny_vae
 
 from outskirts.denoisers import load_diffusion
 from outskirts.diffuse import Noise, sample
@@ -12,6 +11,7 @@ from outskirts.errors import OutskirtsError
 from outskirts.guide import cfg, tfg
 from outskirts.scores.energy import Score as Energy
 from outskirts.types import Outputs
+from tiny import tiny_pixel, tiny_stable_diffusion, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,9 @@ def test_pixels_round_trip(pixel, tmp_path):
     torch.testing.assert_close(model.decode(model.encode(images)), images)
     grey = load_diffusion(str(tiny_pixel(tmp_path, channels=1)))
     assert grey.shape[0] == 1
-    torch.testing.assert_close(grey.decode(grey.encode(images[:, :1].expand(-1, 3, -1, -1))), images[:, :1].expand(-1, 3, -1, -1))
+    torch.testing.assert_close(
+        grey.decode(grey.encode(images[:, :1].expand(-1, 3, -1, -1))), images[:, :1].expand(-1, 3, -1, -1)
+    )
 
 
 def test_unconditional_model_takes_no_labels(tmp_path):
@@ -128,7 +130,12 @@ def test_unconditional_model_takes_no_labels(tmp_path):
     [
         (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "safetensors"),
-        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(f / "unet" / "diffusion_pytorch_model.bin"), "safetensors"),
+        (
+            lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(
+                f / "unet" / "diffusion_pytorch_model.bin"
+            ),
+            "safetensors",
+        ),
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nonsense"), "cannot load"),
     ],
 )

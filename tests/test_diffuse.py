@@ -14,7 +14,13 @@ from outskirts.errors import OutskirtsError
 from outskirts.toy import Mixture
 from outskirts.types import Prediction
 
-CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "set_alpha_to_one": False}
+CONFIG = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -103,7 +109,15 @@ def test_recurrences_return_to_the_same_level():
 
     noise = Noise(range(4), (3, 2, 2), dtype=torch.float64)
     seen = []
-    x = sample(oracle, noise(), cosine_levels(5), noise=noise, recurrences=3, eta=0.5, callback=lambda x, level, p: seen.append(level.t))
+    x = sample(
+        oracle,
+        noise(),
+        cosine_levels(5),
+        noise=noise,
+        recurrences=3,
+        eta=0.5,
+        callback=lambda x, level, p: seen.append(level.t),
+    )
     torch.testing.assert_close(x, x0)
     assert [seen.count(t) for t in dict.fromkeys(seen)] == [3] * 5
 

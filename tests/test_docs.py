@@ -1,5 +1,6 @@
 """The pages say what is so: their code runs, their commands and options exist, their links lead somewhere."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -99,3 +100,16 @@ def test_links_between_pages_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" not in link:
             assert (page.parent / link).exists(), link
+
+
+PAPERS = sorted((ROOT / "docs" / "papers").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=lambda p: p.stem)
+def test_symbols_of_the_papers_are_where_the_page_says(page):
+    rows = re.findall(r"^\|[^|]*\|[^|]*\| `(outskirts\.[\w.]+)` \| `([\w/.]+)` \|$", page.read_text(), re.MULTILINE)
+    assert rows
+    for symbol, file in rows:
+        module, _, name = symbol.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), symbol
+        assert (ROOT / "src" / "outskirts" / file).as_posix().endswith(module.replace(".", "/") + ".py"), symbol

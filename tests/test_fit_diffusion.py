@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_pixel
 
 from outskirts import fit_diffusion as module
 from outskirts.data import Images
@@ -14,6 +13,7 @@ from outskirts.errors import OutskirtsError
 from outskirts.fit_diffusion import fit_diffusion
 from outskirts.guide import cfg, clip
 from outskirts.recipe import DiffusionSettings
+from tiny import tiny_pixel
 
 
 def two_tones(n=64):
@@ -75,7 +75,9 @@ def test_codec_model_works_on_the_grid(tmp_path):
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=g, dtype=torch.uint8)
     images = Images("noise", ["a"], torch.zeros(40, dtype=torch.long), pixels)
-    fit_diffusion(images, tmp_path, settings(steps=2, codec="patch-pca", patch=2, codec_components=6, flip=True), progress=False)
+    fit_diffusion(
+        images, tmp_path, settings(steps=2, codec="patch-pca", patch=2, codec_components=6, flip=True), progress=False
+    )
     model = load_diffusion(str(tmp_path))
     assert model.shape == (6, 4, 4)
     assert model.image_size == (8, 8)

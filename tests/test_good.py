@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_pixel, tiny_stable_diffusion
 from torch import nn
 
 from outskirts.data import Images
@@ -14,6 +13,7 @@ from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.synth._strength import _first_crossing, _interpolate
 from outskirts.synth.good import Synthesizer
+from tiny import tiny_pixel, tiny_stable_diffusion
 
 CLASSES = ["a", "b", "c"]
 
@@ -87,7 +87,9 @@ def test_notes_are_what_the_classifier_says_of_the_stored_image(good, classifier
 
 def test_strength_is_in_units_of_the_classifier(folder, data, classifier):
     """Logits ten times as large push ten times as hard: the unit found is smaller, and lands at the same quantile."""
-    loud = Classifier(Times10(classifier.net), classes=CLASSES, size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, layer="net.fc").frozen()
+    loud = Classifier(
+        Times10(classifier.net), classes=CLASSES, size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, layer="net.fc"
+    ).frozen()
     options = {"steps": 4, "probe": 6, "guidance": ("image",)}
     a, b = (Synthesizer(folder, **options).fit(data, c).state["image"] for c in (classifier, loud))
     assert a["reached"]
@@ -150,7 +152,9 @@ def test_mixed_targets_in_one_batch(good):
     outputs = good.classifier(good.model.decode(x0))
     e, d = good.energy(outputs), good.state["knn_scale"] * good.knn(outputs)
     torch.testing.assert_close(good.target(requests)(x0), torch.stack([e[0], d[1], e[2] + d[2]]))
-    torch.testing.assert_close(good.target(requests)(x0.repeat(2, 1, 1, 1)), torch.stack([e[0], d[1], e[2] + d[2]]).repeat(2))
+    torch.testing.assert_close(
+        good.target(requests)(x0.repeat(2, 1, 1, 1)), torch.stack([e[0], d[1], e[2] + d[2]]).repeat(2)
+    )
 
 
 def test_what_is_not_finite_is_a_named_failure(good, monkeypatch):

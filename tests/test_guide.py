@@ -28,7 +28,9 @@ def run(rho=0.0, mu=0.0, *, seeds=range(8), toward="ood", steps=20, **kwargs):
     return x, Energy()(toy(x))
 
 
-@pytest.mark.parametrize("kwargs", [{"rho": 0.02}, {"mu": 0.02}, {"rho": 0.02, "mu": 0.02}, {"mu": 0.02, "sigma": 0.1, "draws": 3}])
+@pytest.mark.parametrize(
+    "kwargs", [{"rho": 0.02}, {"mu": 0.02}, {"rho": 0.02, "mu": 0.02}, {"mu": 0.02, "sigma": 0.1, "draws": 3}]
+)
 def test_guidance_raises_the_energy_and_towards_id_lowers_it(kwargs):
     _, plain = run()
     _, away = run(**kwargs)
@@ -58,7 +60,9 @@ def naive(toy, x, level, w, rho, mu, iterations):
 def test_the_shared_gradient_is_exact(iterations):
     toy, levels = mixture(), cosine_levels(10)
     x = noise_of(range(5))()
-    guided = tfg(toy.predictor, score_target(Energy(), toy, lambda x: x), levels, rho=0.3, mu=0.2, iterations=iterations)
+    guided = tfg(
+        toy.predictor, score_target(Energy(), toy, lambda x: x), levels, rho=0.3, mu=0.2, iterations=iterations
+    )
     weights = schedule_weights(levels)
     for level in levels[1::4]:
         shift = naive(toy, x, level, weights[level.index], 0.3, 0.2, iterations)
@@ -69,7 +73,9 @@ def test_a_sample_does_not_depend_on_its_batch():
     rho, mu = torch.tensor([0.0, 0.01, 0.02, 0.05]), torch.tensor([0.03, 0.0, 0.02, 0.01])
     together, _ = run(rho, mu, seeds=[5, 6, 7, 8], sigma=torch.tensor([0.1, 0.0, 0.05, 0.1]), draws=2)
     for i, seed in enumerate([5, 6, 7, 8]):
-        alone, _ = run(rho[i : i + 1], mu[i : i + 1], seeds=[seed], sigma=torch.tensor([[0.1, 0.0, 0.05, 0.1][i]]), draws=2)
+        alone, _ = run(
+            rho[i : i + 1], mu[i : i + 1], seeds=[seed], sigma=torch.tensor([[0.1, 0.0, 0.05, 0.1][i]]), draws=2
+        )
         if i == 1:  # no smoothing alone: no draws either, so the stream is the same only without later draws
             continue
         torch.testing.assert_close(alone[0], together[i])
@@ -145,7 +151,9 @@ def test_knn_guides_too():
     knn = KNN(k=10).fit(toy(images), labels)
     x_T = noise_of(range(6))()
     target = score_target(knn, toy, lambda x: x, scale=10.0)
-    plain, guided = (knn(toy(sample(tfg(toy.predictor, target, levels, rho=s, mu=s), x_T, levels))) for s in (0.0, 0.02))
+    plain, guided = (
+        knn(toy(sample(tfg(toy.predictor, target, levels, rho=s, mu=s), x_T, levels))) for s in (0.0, 0.02)
+    )
     assert (guided > plain).all()
 
 
@@ -156,7 +164,10 @@ def test_knn_guides_too():
         (lambda t, ls: tfg(len, t, ls, schedule="up"), "accepted: increase"),
         (lambda t, ls: tfg(len, t, ls, draws=0), "1 or more"),
         (lambda t, ls: tfg(len, t, ls, interval=(0.99, 1.0)), "guide none"),
-        (lambda t, ls: tfg(mixture().predictor, t, ls, rho=torch.ones(3))(torch.zeros(2, *S), ls[3]), "3 strengths for 2"),
+        (
+            lambda t, ls: tfg(mixture().predictor, t, ls, rho=torch.ones(3))(torch.zeros(2, *S), ls[3]),
+            "3 strengths for 2",
+        ),
         (lambda t, ls: cfg(len, torch.zeros(1), None, 2.0), "null condition"),
         (lambda t, ls: score_target(Energy(), len, len, toward="up"), "accepted: ood, id"),
         (lambda t, ls: band(torch.zeros(1), 0.0, 0.0), "above 0"),

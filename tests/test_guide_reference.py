@@ -76,7 +76,9 @@ def classifier(ref):
 @pytest.fixture(scope="module")
 def knn(ref, meta):
     bank = tensor(ref, "in/knn_bank")
-    return KNN(k=meta["K"]).fit(Outputs(torch.zeros(len(bank), 5).double(), bank), torch.zeros(len(bank), dtype=torch.long))
+    return KNN(k=meta["K"]).fit(
+        Outputs(torch.zeros(len(bank), 5).double(), bank), torch.zeros(len(bank), dtype=torch.long)
+    )
 
 
 class Replay:
@@ -125,11 +127,18 @@ def test_probe(ref, meta, model, classifier, levels, knn):
 
 
 def test_levels_are_the_references(ref):
-    config = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "timestep_spacing": "leading", "steps_offset": 0}
+    config = {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": "linear",
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+    }
     ours = ddim_levels(config, 10)
     assert [level.t for level in ours] == ref["sched/ddpm_linear_10/timesteps"].tolist()
     np.testing.assert_allclose([level.abar for level in ours], ref["sched/ddpm_linear_10/alpha_bar"], atol=ATOL)
-    np.testing.assert_allclose([level.abar_prev for level in ours], ref["sched/ddpm_linear_10/alpha_bar_prev"], atol=ATOL)
+    np.testing.assert_allclose(
+        [level.abar_prev for level in ours], ref["sched/ddpm_linear_10/alpha_bar_prev"], atol=ATOL
+    )
 
 
 @pytest.mark.parametrize("grid", ["ddpm_linear_10", "sd_scaled_linear_50"])
@@ -196,4 +205,15 @@ def test_guided_trajectory(ref, meta, levels, model, classifier):
 
 def test_every_stored_case_is_checked(ref):
     stored = {k.split("/")[1] for k in ref.files if k.startswith(("case/", "traj/"))}
-    assert stored == {"plain", "plain_eta1", "rho", "mu", "both", "both_mc3", "both_clip", "knn_both", "latent_both", "traj10_both"}
+    assert stored == {
+        "plain",
+        "plain_eta1",
+        "rho",
+        "mu",
+        "both",
+        "both_mc3",
+        "both_clip",
+        "knn_both",
+        "latent_both",
+        "traj10_both",
+    }

@@ -76,9 +76,9 @@ def _part(run: Run, out: Path, method: str, seed: int, *, keep: bool) -> list[Sc
         for label, s in make_scores(run.recipe)
     }
     scored = score_sets(scores, outputs["test"], parts["test"].labels, sets, method=method, seed=seed)
-    _save(path, scored)
     if keep:
         _detector(classifier, scores, outputs["calibration"], out / "detector")
+    _save(path, scored)  # last: its presence says that this classifier's part is whole
     return scored
 
 
@@ -102,9 +102,11 @@ def _detector(classifier, scores: dict[str, Score], calibration: Outputs, folder
         log.warning("no detector was written: every score of the recipe depends on the whole test set")
         return
     try:
-        Detector.from_parts(classifier, able[label], able[label](calibration)).save(folder)
-    except OutskirtsError as e:
+        detector = Detector.from_parts(classifier, able[label], able[label](calibration))
+    except OutskirtsError as e:  # too few calibration images for the promise: the measurements stand without it
         log.warning("no detector was written: %s", e)
+        return
+    detector.save(folder)
 
 
 def _facts(run: Run) -> dict[str, Any]:

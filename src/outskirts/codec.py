@@ -37,7 +37,9 @@ class PatchPCA(nn.Module):
         values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))  # ascending
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         if values[self.components - 1] <= 1e-12 * values[0]:
-            raise OutskirtsError(f"patches have fewer than {self.components} directions of variance; take fewer components")
+            raise OutskirtsError(
+                f"patches have fewer than {self.components} directions of variance; take fewer components"
+            )
         self.explained = float(values[: self.components].sum() / values.sum())
         for name, value in (("mean", mean), ("basis", vectors), ("scale", values.sqrt())):
             getattr(self, name).copy_(value[..., : self.components] if name != "mean" else value)

@@ -87,11 +87,15 @@ class PixelDiffusion(Denoiser):
         if not self.conditional:
             return None, None
         if self.null_label is None and None in labels:
-            raise OutskirtsError("this class-conditional model was trained without a null class; give every request a label")
+            raise OutskirtsError(
+                "this class-conditional model was trained without a null class; give every request a label"
+            )
         most = self.unet.config.num_class_embeds
         ids = [self.null_label if y is None else y for y in labels]
         if not all(0 <= y < most for y in ids):
-            raise OutskirtsError(f"label {next(y for y in ids if not 0 <= y < most)}; this diffusion model knows 0 to {most - 1}")
+            raise OutskirtsError(
+                f"label {next(y for y in ids if not 0 <= y < most)}; this diffusion model knows 0 to {most - 1}"
+            )
         cond = torch.tensor(ids, device=self.device)
         return cond, None if self.null_label is None else torch.full_like(cond, self.null_label)
 
@@ -154,11 +158,17 @@ class LatentDiffusion(Denoiser):
         return self._predict(x, level, encoder_hidden_states=cond)
 
     @torch.no_grad()
-    def condition(self, *, labels=None, prompts: Sequence[str]) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L E"]]:
+    def condition(
+        self, *, labels=None, prompts: Sequence[str]
+    ) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L E"]]:
         """(text embeddings of the prompts, of the empty prompt), each prompt encoded once."""
         unique = sorted({"", *prompts})
         tokens = self.tokenizer(
-            unique, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            unique,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         embeddings = self.text_encoder(tokens.input_ids.to(self.device))[0]
         row = {p: i for i, p in enumerate(unique)}
@@ -197,12 +207,18 @@ def load_diffusion(
     index = _index(source, name)
     kwargs = {"precision": precision, "compile": compile}
     if "vae" in index:
-        return _load_latent(source, name, device, tiny_vae, image_size=image_size, checkpointing=checkpointing, **kwargs)
+        return _load_latent(
+            source, name, device, tiny_vae, image_size=image_size, checkpointing=checkpointing, **kwargs
+        )
     given = {"tiny_vae": tiny_vae, "image_size": image_size, "checkpointing": checkpointing or None}
     if any(v is not None for v in given.values()):
         wrong = next(k for k, v in given.items() if v is not None)
         raise OutskirtsError(f"{wrong} was given, but {name!r} is a pixel model; only latent models take it")
-    return _load_pixel(Path(source), name, device, **kwargs) if Path(source).is_dir() else _load_pixel(source, name, device, **kwargs)
+    return (
+        _load_pixel(Path(source), name, device, **kwargs)
+        if Path(source).is_dir()
+        else _load_pixel(source, name, device, **kwargs)
+    )
 
 
 def _load_pixel(source, name: str, device: str, **kwargs) -> PixelDiffusion:

@@ -4,6 +4,7 @@ The batches are fixed groups of requests in order of id, so an outlier's company
 are or on what was already done; each batch is one shard, written by the worker that made it.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -73,6 +74,26 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def first_rank_first(device: str) -> contextlib.AbstractContextManager:
+    """Context that the first rank of torchrun leaves before the others enter: it searches, they read what it found."""
+    ranks = _ranks(device)
+    return contextlib.nullcontext() if ranks is None else ranks.main_process_first()
+
+
+def wait_for_all_ranks(device: str) -> None:
+    """Go on when every rank of torchrun is here; at once without torchrun."""
+    if ranks := _ranks(device):
+        ranks.wait_for_everyone()
+
+
+def _ranks(device: str):
+    if rank_and_world()[1] == 1:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu")
+
+
 def _make(synthesizer: Maker, batch: Batch, store: Store) -> tuple[int, int]:
     """One batch, made and stored: (requests, of which failed)."""
     outliers = list(synthesizer(batch))
@@ -109,13 +130,16 @@ def _ray(
     count = min(count or gpus or max(1, cpus // 4), len(left))
     share = {"num_gpus": 1} if gpus >= count else {"num_cpus": max(1, cpus // count)}
 
-    @ray.remote(**share)
-    class Worker:
-        def __init__(self):
-            self.synthesizer, self.store = synthesizer(), open_store()
-
-        def make(self, batch: Batch) -> tuple[int, int]:
-            return _make(self.synthesizer, batch, self.store)
-
-    pool = ActorPool([Worker.remote() for _ in range(count)])
+    actor = ray.remote(**share)(_Worker)
+    pool = ActorPool([actor.remote(synthesizer, open_store) for _ in range(count)])
     return pool.map_unordered(lambda worker, batch: worker.make.remote(batch), left)
+
+
+class _Worker:
+    """What an actor holds: a synthesizer and a store of its own."""
+
+    def __init__(self, synthesizer: Callable[[], Maker], open_store: Callable[[], Store]):
+        self.synthesizer, self.store = synthesizer(), open_store()
+
+    def make(self, batch: Batch) -> tuple[int, int]:
+        return _make(self.synthesizer, batch, self.store)

@@ -41,7 +41,9 @@ def _import(path: str) -> ModuleType:
         return importlib.import_module(path)
     except ModuleNotFoundError as e:
         if e.name is not None and (path == e.name or path.startswith(e.name + ".")):
-            raise OutskirtsError(f"no module {path!r}; give a name that `outskirts list` shows or an importable path") from e
+            raise OutskirtsError(
+                f"no module {path!r}; give a name that `outskirts list` shows or an importable path"
+            ) from e
         raise
 
 

@@ -43,8 +43,8 @@ def fit_diffusion(images, out: str | Path, settings: DiffusionSettings, *, devic
     device = accelerator.device
 
     pixels, labels, K = images.pixels, images.labels, len(images.classes)
-    codec, grey = _codec(pixels, settings)
-    model = _new_model(pixels, K, settings, codec, grey, images.classes).to(device, memory_format=torch.channels_last)
+    codec, grey = codec_of(pixels, settings)
+    model = new_model(pixels, K, settings, codec, grey).to(device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     network = accelerator.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4, betas=(0.9, 0.99))
@@ -56,7 +56,9 @@ def fit_diffusion(images, out: str | Path, settings: DiffusionSettings, *, devic
     ranks, rank = accelerator.num_processes, accelerator.process_index
     with bar("diffusion", total=settings.steps, done=start, show=progress and accelerator.is_main_process) as advance:
         for step in range(start, settings.steps):
-            g = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)  # a step's draws are its own: exact resume
+            g = torch.Generator().manual_seed(
+                settings.seed * 1_000_003 + step
+            )  # a step's draws are its own: exact resume
             rows = torch.randint(len(pixels), (settings.batch_size,), generator=g)[rank::ranks]
             x0 = _augment(pixels[rows].float() / 255, settings, g)
             x0 = diffusion.encode(x0.to(device)).contiguous(memory_format=torch.channels_last)
@@ -100,11 +102,17 @@ def save(diffusion: PixelDiffusion, out: Path, settings: DiffusionSettings, made
         diffusion.codec.save(out / "codec")
     facts = {"classes": list(diffusion.classes), "null_label": diffusion.null_label, "made_from": made_from}
     (out / "outskirts.json").write_text(json.dumps(facts | {"settings": settings.__dict__}, indent=1))
-    index = {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    index = {
+        "_class_name": "DDIMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
     (out / "model_index.json").write_text(json.dumps(index, indent=1))
 
 
-def save_samples(diffusion: PixelDiffusion, path: Path, *, per_class: int = 8, steps: int = 20, scale: float = 2.0) -> None:
+def save_samples(
+    diffusion: PixelDiffusion, path: Path, *, per_class: int = 8, steps: int = 20, scale: float = 2.0
+) -> None:
     """A PNG grid, one row per class (at most ten rows)."""
     from torchvision.utils import save_image
 
@@ -117,7 +125,8 @@ def save_samples(diffusion: PixelDiffusion, path: Path, *, per_class: int = 8, s
     save_image(images, path, nrow=per_class, padding=2)
 
 
-def _codec(pixels: Tensor, settings: DiffusionSettings) -> tuple[PatchPCA | None, bool]:
+def codec_of(pixels: Tensor, settings: DiffusionSettings) -> tuple[PatchPCA | None, bool]:
+    """(the codec that the settings ask for, are the images grey?) of UInt8[N, 3, H, W]."""
     grey = bool((pixels[:, :1] == pixels).all())
     if settings.codec == "none":
         return None, grey
@@ -125,7 +134,8 @@ def _codec(pixels: Tensor, settings: DiffusionSettings) -> tuple[PatchPCA | None
     return PatchPCA(settings.patch, settings.codec_components).fit(some.float() / 255), grey
 
 
-def _new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: bool, classes):
+def new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: bool):
+    """A UNet2DModel with fresh weights for these images, K classes and a null class."""
     from diffusers import UNet2DModel
 
     size = tuple(pixels.shape[-2:])
@@ -196,7 +206,9 @@ def _resume(path: Path, model, ema, optimizer, settings) -> tuple[int, list[floa
         return 0, []
     state = torch.load(path, weights_only=True)
     if state["settings"] != repr(settings):
-        raise OutskirtsError(f"{path} was made with {state['settings']}; now {settings!r}. Use another folder or delete it")
+        raise OutskirtsError(
+            f"{path} was made with {state['settings']}; now {settings!r}. Use another folder or delete it"
+        )
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])

@@ -68,7 +68,9 @@ def schedule_weights(levels: Sequence[Level], schedule: str = "increase") -> Flo
     return s * len(levels) / s.sum()
 
 
-def guided_steps(levels: Sequence[Level], interval: tuple[float, float] = (0.0, 1.0), every: int = 1) -> Bool[Tensor, "T"]:
+def guided_steps(
+    levels: Sequence[Level], interval: tuple[float, float] = (0.0, 1.0), every: int = 1
+) -> Bool[Tensor, "T"]:
     """Which steps are guided: every n-th of those whose position (0 noise, 1 image) lies in the interval."""
     if every < 1 or not 0 <= interval[0] < interval[1] <= 1:
         raise OutskirtsError(f"interval={interval}, every={every}; accepted: 0 <= from < to <= 1 and every >= 1")
@@ -135,7 +137,9 @@ def tfg(
         raise OutskirtsError(f"sigma={sigma} needs noise; give noise=Noise(seeds, shape)")
     if noise_schedule not in ("decrease", "constant"):
         raise OutskirtsError(f"noise_schedule {noise_schedule!r}; accepted: decrease, constant")
-    weight = strengths(levels, schedule=schedule, reference_steps=reference_steps, interval=interval, every=every).tolist()
+    weight = strengths(
+        levels, schedule=schedule, reference_steps=reference_steps, interval=interval, every=every
+    ).tolist()
     rho_on, mu_on = _any(rho), _any(mu)
 
     def guided(x: Tensor, level: Level) -> Prediction:
@@ -167,7 +171,9 @@ def tfg(
 
 
 @torch.enable_grad()
-def target_gradient(target: Target, x0: Float[Tensor, "B *S"], eps: Float[Tensor, "m B *S"] | None) -> Float[Tensor, "B *S"]:
+def target_gradient(
+    target: Target, x0: Float[Tensor, "B *S"], eps: Float[Tensor, "m B *S"] | None
+) -> Float[Tensor, "B *S"]:
     """Gradient at x0 of log mean_j exp(log f(x0 + eps_j)), each sample its own (the sum over the batch does not mix them)."""
     x0 = x0.detach().requires_grad_()
     if eps is None:
@@ -178,12 +184,16 @@ def target_gradient(target: Target, x0: Float[Tensor, "B *S"], eps: Float[Tensor
     return torch.autograd.grad(log_f.sum(), x0)[0]
 
 
-def score_target(score, classifier, decode: Callable[[Tensor], Tensor], *, toward: str = "ood", scale: float = 1.0) -> Target:
+def score_target(
+    score, classifier, decode: Callable[[Tensor], Tensor], *, toward: str = "ood", scale: float = 1.0
+) -> Target:
     """log f = +-scale * score(classifier(decode(x0))): up towards OOD (GOOD eq. 3 and 6) or down towards ID."""
     if toward not in ("ood", "id"):
         raise OutskirtsError(f"toward={toward!r}; accepted: ood, id")
     if not score.differentiable:
-        raise OutskirtsError(f"{type(score).__module__.rsplit('.', 1)[-1]} is not differentiable; guide by energy or knn")
+        raise OutskirtsError(
+            f"{type(score).__module__.rsplit('.', 1)[-1]} is not differentiable; guide by energy or knn"
+        )
     sign = scale if toward == "ood" else -scale
     return lambda x0: sign * score(classifier(decode(x0)))
 
@@ -193,8 +203,6 @@ def band(score: Float[Tensor, "B"], centre: float, width: float) -> Float[Tensor
     if width <= 0:
         raise OutskirtsError(f"band width {width}; accepted: above 0, in units of the score")
     return -((score - centre) ** 2) / (2 * width**2)
-
-
 
 
 def _any(strength) -> bool:

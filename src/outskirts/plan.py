@@ -70,7 +70,7 @@ class _Trial:
 
         s, train = self.recipe.fit_diffusion, self.run.inputs.parts["train"]
         where = device(self.recipe.device)
-        model = fd._new_model(train.pixels, len(train.classes), s, *fd._codec(train.pixels, s), train.classes).to(where)
+        model = fd.new_model(train.pixels, len(train.classes), s, *fd.codec_of(train.pixels, s)).to(where)
         x = torch.randn(s.batch_size, model.config.in_channels, *_pair(model.config.sample_size), device=where)
         t = torch.zeros(s.batch_size, dtype=torch.long, device=where)
         each = _seconds(lambda: model(x, t, class_labels=t).sample.square().mean().backward())

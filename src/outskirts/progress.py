@@ -6,7 +6,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], description: str, *, total: int | None = None, done: int = 0, show: bool = True) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, *, total: int | None = None, done: int = 0, show: bool = True
+) -> Iterator[T]:
     """Yields `items` and shows how many of `total` are through, `done` of them before this call."""
     if not show:
         yield from items
@@ -22,7 +24,14 @@ class bar:  # noqa: N801 -- used like a function, `with bar(...) as advance:`
 
     def __init__(self, description: str, *, total: int | None, done: int = 0, show: bool = True):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -49,4 +58,6 @@ class bar:  # noqa: N801 -- used like a function, `with bar(...) as advance:`
         self.progress.advance(self.task, n)
         task = self.progress.tasks[0]
         rate = (task.completed - self.done_before) / task.elapsed if task.elapsed else 0.0
-        self.progress.update(self.task, rate=f"{rate:.1f}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s each", note=note)
+        self.progress.update(
+            self.task, rate=f"{rate:.1f}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s each", note=note
+        )

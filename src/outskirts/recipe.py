@@ -152,6 +152,8 @@ class Recipe:
     """Fields of the synthesizer that differ from its defaults; on the command line, synth.FIELD=VALUE."""
     n_outliers: int | None = None
     """Outliers to make; none: as many as the synthesizer's grid holds."""
+    recode: str | None = None
+    """Lossy format:quality that outliers pass through, e.g. jpeg:75 or avif:58, where the ID images did; none: stay lossless."""
     outliers: str | None = None
     """Images by name to train against instead of making some, e.g. folder:DIR; none: synthesize."""
     train: TrainSettings = field(default_factory=TrainSettings)

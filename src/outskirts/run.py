@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from outskirts.errors import OutskirtsError
-from outskirts.fanout import rank_and_world
+from outskirts.fanout import rank_and_world, wait_for_all_ranks
 from outskirts.files import writable
 from outskirts.recipe import STAGES, Recipe
 from outskirts.settings import as_plain, from_plain
@@ -110,8 +110,9 @@ def run(
         if stage is not None and stage not in recipe.stages:
             raise OutskirtsError(f"no stage {stage!r} in this recipe; it has {', '.join(recipe.stages)}")
     this = Run(recipe, writable(folder), workers, progress)
-    if redo is not None:
+    if redo is not None and rank_and_world()[0] == 0:
         _remove(this, redo)
+    wait_for_all_ranks(recipe.device)
     for step in this.steps:
         _compare(this, step, {"fields": fields_of(recipe, step)})  # before any work, and before anything is loaded
     settle(this)
@@ -193,20 +194,12 @@ def _step(this: Run, step: Step) -> None:
             write_json(folder / INPUTS, needs)
         step.make(this, folder)
         if rank == 0:
-            files = {
-                n: {"hash": h, "size": (folder / n).stat().st_size}
-                for n, h in folder_hashes(folder, leave_out=(INPUTS, DONE)).items()
-            }
-            write_json(
-                folder / DONE,
-                {
-                    "stage": step.stage,
-                    "seconds": round(time.monotonic() - start, 1),
-                    "read": needs,
-                    "files": files,
-                    "stamp": stamp(),
-                },
-            )
+            hashes = folder_hashes(folder, leave_out=(INPUTS, DONE))
+            files = {n: {"hash": h, "size": (folder / n).stat().st_size} for n, h in hashes.items()}
+            seconds = round(time.monotonic() - start, 1)
+            facts = {"stage": step.stage, "seconds": seconds, "read": needs, "files": files, "stamp": stamp()}
+            write_json(folder / DONE, facts)
+    wait_for_all_ranks(this.recipe.device)
 
 
 class writing:  # noqa: N801 -- used like a function
@@ -247,7 +240,9 @@ def _differences(old: Mapping, new: Mapping) -> Iterator[tuple[str, tuple[str, s
 
 
 def _remove(this: Run, stage: str) -> None:
+    """Remove what the stage and the later ones left, seeds and methods that the recipe no longer has among them."""
     for step in this.steps:
         if STAGES.index(step.stage) >= STAGES.index(stage):
-            with writing(this.path(step)):
-                shutil.rmtree(this.path(step), ignore_errors=False) if this.path(step).exists() else None
+            for folder in this.folder.glob(step.folder.partition("-")[0] + "-*"):
+                with writing(folder):
+                    shutil.rmtree(folder)

@@ -44,10 +44,10 @@ def steps(recipe: Recipe) -> list[Step]:
     if recipe.diffusion == "fit" and recipe.outliers is None:
         found.append(_step("diffusion", DIFFUSION, (*ID_FIELDS, "fit_diffusion"), _diffusion, data))
     if recipe.outliers is None:
-        synth = (*fields, "diffusion", "synth", "synth_with", "n_outliers")
+        synth = (*fields, "diffusion", "synth", "synth_with", "n_outliers", "recode")
         found.append(_step("synth", SYNTH, synth, _synth, data, classifier, diffusion))
     if has_floor(recipe):
-        found.append(_step("synth", NOISE, (*fields, "n_outliers", "outliers"), _noise, data, ours))
+        found.append(_step("synth", NOISE, (*fields, "n_outliers", "recode", "outliers"), _noise, data, ours))
     seeds = [(m, seed, "/".join(filter(None, (TRAIN, m, f"seed-{seed}")))) for m in methods for seed in recipe.seeds]
     for m, seed, folder in seeds:
         found.append(

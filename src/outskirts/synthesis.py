@@ -1,20 +1,21 @@
 """Make the outliers of a run: fit the synthesizer, keep what its search found, spread its requests, fill the store."""
 
-import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from outskirts.errors import OutskirtsError
-from outskirts.fanout import batches, fan_out, rank_and_world
+from outskirts.fanout import Maker, batches, fan_out, first_rank_first, rank_and_world, wait_for_all_ranks
 from outskirts.find import find
-from outskirts.images import Images
+from outskirts.images import Images, recode
 from outskirts.inputs import device
 from outskirts.recipe import Recipe
 from outskirts.run import Run, read_json, write_json
 from outskirts.settings import as_plain, field_types
 from outskirts.store import Store
+from outskirts.types import Outlier, Request
 
 BATCH = 64
 """Outliers made at a time where the synthesizer has no `batch_size`."""
@@ -28,13 +29,13 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
     def fitted():
         return fit(make(), parts["train"], parts["val"], run.inputs.classifier().frozen(), out / "fit.json", r)
 
-    with _first_rank_first(r.device):
+    with first_rank_first(r.device):
         synthesizer = fitted()
     requests = synthesizer.requests(n, seed=r.seed)
     if not requests:
         raise OutskirtsError(f"{name} gives no requests for n_outliers={n}; give a number above 0")
     dials = {k for request in requests for k, v in request.dials.items() if isinstance(v, int | float)}
-    made_by = {"synth": name, "n_outliers": n, "seed": r.seed, **_settings(synthesizer, r)}
+    made_by = {"synth": name, "n_outliers": n, "seed": r.seed, "recode": r.recode, **_settings(synthesizer, r)}
     made_by |= {f"images of {p}": parts[p].fingerprint for p in ("train", "val")}
 
     def open_store():
@@ -42,8 +43,8 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
 
     todo = batches(requests, getattr(synthesizer, "batch_size", BATCH))
     ready = fitted if run.workers.startswith("ray") else lambda: synthesizer
-    fan_out(ready, todo, open_store, workers=run.workers, progress=run.progress)
-    _all_ranks(r.device)
+    fan_out(lambda: recoding(ready(), r.recode), todo, open_store, workers=run.workers, progress=run.progress)
+    wait_for_all_ranks(r.device)
     failed = open_store().failed()
     if len(failed) == len(requests):
         raise OutskirtsError(
@@ -51,25 +52,14 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
         )
 
 
-def _ranks(device_name: str):
-    """The ranks of torchrun; None without it."""
-    if rank_and_world()[1] == 1:
-        return None
-    from accelerate import PartialState
+def recoding(synthesizer: Maker, codec: str | None) -> Maker:
+    """The same outliers after a pass through the lossy format of the ID images, so that no detector learns the format."""
 
-    return PartialState(cpu=device_name == "cpu")
+    def recoded(requests: Sequence[Request]) -> Iterator[Outlier]:
+        for outlier in synthesizer(requests):
+            yield outlier if outlier.image is None else replace(outlier, image=recode(outlier.image, codec))
 
-
-def _first_rank_first(device_name: str):
-    """Context that the first rank leaves before the others enter: it searches, they read what it found."""
-    ranks = _ranks(device_name)
-    return contextlib.nullcontext() if ranks is None else ranks.main_process_first()
-
-
-def _all_ranks(device_name: str) -> None:
-    """Wait until every rank is here."""
-    if ranks := _ranks(device_name):
-        ranks.wait_for_everyone()
+    return synthesizer if codec is None else recoded
 
 
 def build(name: str, defaults: dict[str, Any], options: dict[str, Any]) -> Callable[[], Any]:

@@ -133,14 +133,18 @@ class Outlier:
     """Numbers measured on the way. `failed` (a string) marks an outlier that could not be made; it then has no image."""
 
 
+@runtime_checkable
 class Synthesizer(Protocol):
-    """Makes outliers. A dataclass whose fields are its settings."""
+    """Makes outliers. A dataclass whose fields are its settings; `state`, plain numbers, is what `fit` found out."""
 
     requires: ClassVar[frozenset[str]]
     """Subset of {source, label, prompt, embedding, classifier}."""
 
     def fit(self, images, classifier, *, val=None) -> "Synthesizer":
-        """Look at the ID training images, the held-out ones `val` and the frozen classifier. What it finds is in `state`."""
+        """Look at the ID training images, the held-out ones `val` and the frozen classifier.
+
+        A `state` argument, where there is one, is what an earlier fit left in `self.state`: nothing is searched again.
+        """
         ...
 
     def requests(self, n: int | None, *, seed: int) -> list[Request]: ...

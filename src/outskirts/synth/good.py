@@ -153,7 +153,9 @@ class Synthesizer:
         """x0 of each request under guidance of (rho, mu) [B], each from its own generator."""
         model = self.model
         labels, prompts = [r.label for r in requests], [r.prompt for r in requests]
-        cond = model.condition(prompts=prompts) if model.takes == "prompt" else model.condition(labels=self._own(labels))
+        cond = (
+            model.condition(prompts=prompts) if model.takes == "prompt" else model.condition(labels=self._own(labels))
+        )
         predictor = cfg(model, *cond, self.guidance_scale)
         levels = model.levels(self.steps)
         noise = Noise([r.seed for r in requests], model.shape, model.device)
@@ -176,14 +178,14 @@ class Synthesizer:
             interval=self.interval,
             every=self.every,
         )
-        return sample(
-            guided, x_T, levels, noise=noise, eta=self.eta, recurrences=self.recurrences, callback=callback
-        )
+        return sample(guided, x_T, levels, noise=noise, eta=self.eta, recurrences=self.recurrences, callback=callback)
 
     def target(self, requests: Sequence[Request]) -> Target:
         """log f of a mixed batch: energy, s D_k, or their sum, whichever each request asks for; one pass for all."""
         kinds = [r.dials["target"] for r in requests]
-        on = {t: torch.tensor([k in (t, BOTH) for k in kinds], device=self.model.device).float() for t in (IMAGE, FEATURE)}
+        on = {
+            t: torch.tensor([k in (t, BOTH) for k in kinds], device=self.model.device).float() for t in (IMAGE, FEATURE)
+        }
         sign = 1.0 if self.toward == "ood" else -1.0
 
         def log_f(x0: Tensor) -> Tensor:
@@ -220,11 +222,15 @@ class Synthesizer:
     def _check_conditions(self) -> None:
         unknown = sorted(set(self.prompts) - set(self.classes))
         if unknown:
-            raise OutskirtsError(f"prompts for {', '.join(unknown[:5])}, which are no classes of the data; known: {', '.join(self.classes[:10])}")
+            raise OutskirtsError(
+                f"prompts for {', '.join(unknown[:5])}, which are no classes of the data; known: {', '.join(self.classes[:10])}"
+            )
         if self.model.takes == "label" and self.model.classes:
             missing = [c for c in self.classes if c not in self.model.classes]
             if missing:
-                raise OutskirtsError(f"diffusion model {self.diffusion!r} knows no class {missing[0]!r}; it knows {', '.join(self.model.classes[:12])}: train one with fit-diffusion")
+                raise OutskirtsError(
+                    f"diffusion model {self.diffusion!r} knows no class {missing[0]!r}; it knows {', '.join(self.model.classes[:12])}: train one with fit-diffusion"
+                )
 
     def _own(self, labels: list[int]) -> list[int]:
         """The data's labels as the diffusion model numbers them."""

@@ -1,0 +1,85 @@
+"""Numbers from runs to `results/`, and from there to the tables in README.md.
+
+    python benchmarks/publish.py run runs/good_cifar10 results/good_cifar10_2-cores_2026-11-21.json
+    python benchmarks/publish.py tables            # rewrite the tables; --check only compares
+
+A table stands between `<!-- table: FILE -->` and `<!-- end -->`.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean
+
+import click
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GROUPS = {"mean-near": "near", "mean-far": "far", "mean-all": "all"}
+
+
+@click.group()
+def main():
+    pass
+
+
+@main.command("run")
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def publish(run: Path, out: Path):
+    """Everything that the tables and a reader need from a run: rows, differences, how it was made, the stamp."""
+    read = lambda name: json.loads((run / name).read_text())  # noqa: E731
+    facts = {"what": read("run.json")["recipe"]["name"], **read("run.json")}
+    facts["rows"], facts["differences"] = read("6-bench/rows.json"), read("6-bench/differences.json")
+    facts["strength"] = read("3-synth/fit.json")
+    facts["energy_check"] = {
+        p.parent.name: json.loads(p.read_text())["energy_check"] for p in sorted(run.glob("5-train/seed-*/log.json"))
+    }
+    facts["seconds"] = {
+        p.parent.relative_to(run).as_posix(): json.loads(p.read_text())["seconds"]
+        for p in sorted(run.rglob("done.json"))
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+@main.command()
+@click.option("--check", is_flag=True, help="Change nothing; fail where a table is not what the results say.")
+def tables(check: bool):
+    """Rewrite every marked table from its file in results/."""
+    for page in PAGES:
+        text = page.read_text()
+        new = MARK.sub(lambda m: m[1] + table(ROOT / m[2]) + m[3], text)
+        if check and new != text:
+            sys.exit(
+                f"a table of {page.relative_to(ROOT)} is not what results/ says; run python benchmarks/publish.py tables"
+            )
+        page.write_text(new) if not check else None
+
+
+def table(path: Path) -> str:
+    """AUROC and fpr95_id, near, far and all, in percent: the mean over seeds, and the widest of the seeds' 95 % intervals."""
+    rows = [r for r in json.loads(path.read_text())["rows"] if r["set"] in GROUPS or r["group"] in GROUPS]
+    lines = [
+        "| training | score | AUROC near | AUROC far | AUROC all | fpr95_id all | ID accuracy |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method, score in dict.fromkeys((r["method"], r["score"]) for r in rows):
+        mine = [r for r in rows if (r["method"], r["score"]) == (method, score)]
+        cells = [_cell(mine, g, "auroc") for g in GROUPS] + [_cell(mine, "mean-all", "fpr95_id")]
+        accuracy = f"{100 * mean(r['id_accuracy'] for r in mine):.1f}"
+        marked = f"{score} (transductive)" if mine[0]["transductive"] else score
+        lines.append(f"| {method} | {marked} | {' | '.join(cells)} | {accuracy} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rows: list[dict], group: str, metric: str) -> str:
+    found = [r for r in rows if group in (r["set"], r["group"])]
+    low, high = min(r[f"{metric}_lo"] for r in found), max(r[f"{metric}_hi"] for r in found)
+    return f"{100 * mean(r[metric] for r in found):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()
