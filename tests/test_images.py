@@ -7,6 +7,7 @@ from PIL import Image
 
 from outskirts.data import Images, load, read
 from outskirts.errors import OutskirtsError
+from outskirts.images import recode
 from pictures import colour, folder, one_line
 
 

@@ -11,7 +11,7 @@ from outskirts.recipe import ClassifierSettings, DiffusionSettings, Recipe, Trai
 
 PACK = "../shared/data"
 # classes of Tiny ImageNet that show a CIFAR-10 class, or may: positions, from the pack's tin32.json
-OVERLAP = "2,3,11,20,21,22,24,25,26,27,28,29,30,31,32,52,70,94,107,108,111,115,116,121,133,137,145,153,166"  # fmt: skip
+OVERLAP = "2,3,11,20,21,22,24,25,26,27,28,29,30,31,32,52,70,94,107,108,111,115,116,121,133,137,145,153,166"
 
 
 def recipe() -> Recipe:
@@ -33,7 +33,7 @@ def recipe() -> Recipe:
             f"Fashion-MNIST=parquet:{PACK}/fashionmnist-test.parquet",
         ),
         classifier="fit",
-        fit_classifier=ClassifierSettings(arch="resnet_small", epochs=12, lr=0.2, batch_size=128, augment="flip-crop"),
+        fit_classifier=ClassifierSettings(arch="resnet_small", epochs=10, lr=0.2, batch_size=128, augment="flip-crop"),
         diffusion="weights/cifar10-diffusion",
         fit_diffusion=DiffusionSettings(
             channels=(64, 128),
@@ -48,8 +48,8 @@ def recipe() -> Recipe:
             flip=True,
         ),
         synth="good",
-        synth_with={"steps": 30, "guidance_scale": 1.5, "k": 100, "batch_size": 64},
-        n_outliers=1500,
+        synth_with={"steps": 30, "k": 100, "batch_size": 64},
+        n_outliers=1200,
         recode="avif:58",  # the pack's own codec: otherwise a detector learns the file format
         train=TrainSettings(lam=2.5, epochs=1, lr=1e-2, batch_size=128, outlier_batch_size=64, augment="flip-crop"),
         seeds=(0, 1, 2),
