@@ -3,7 +3,7 @@
 outskirts run quickstart --out runs/q
 """
 
-from outskirts.recipe import ClassifierSettings, Recipe, TrainSettings
+from outskirts.recipe import ClassifierSettings, DiffusionSettings, Recipe, TrainSettings
 
 
 def recipe() -> Recipe:
@@ -16,11 +16,12 @@ def recipe() -> Recipe:
         far=("photo patches=photos", "inverted digits=invert", "shuffled digits=shuffle", "noise"),
         classifier="fit",
         fit_classifier=ClassifierSettings(arch="resnet_tiny", epochs=20, lr=0.1, batch_size=64, augment="shift"),
-        diffusion="digits",
+        diffusion="digits",  # made by: outskirts run quickstart diffusion=fit stages=classifier,diffusion
+        fit_diffusion=DiffusionSettings(channels=(32, 64), steps=3000, batch_size=64, lr=2e-3),
         synth="good",
         synth_with={"steps": 20, "k": 50, "batch_size": 128},
         n_outliers=700,
-        train=TrainSettings(lam=2.5, epochs=10, lr=1e-3, batch_size=64, outlier_batch_size=64, augment="shift"),
+        train=TrainSettings(lam=2.5, epochs=10, lr=1e-2, batch_size=64, outlier_batch_size=64, augment="shift"),
         seeds=(0, 1, 2),
         scores=("msp", "energy", "knn", "unified"),
         score_with={"knn": {"k": 50}, "unified": {"k": 50}},
