@@ -57,7 +57,9 @@ def picture(run: Path, out: Path, columns: int = 16):
     from outskirts.store import Store
 
     rows = Store(run / "3-synth" / "store").rows()
-    order = sorted(range(len(rows)), key=lambda i: (rows["rho"][i].as_py() + rows["mu"][i].as_py(), rows["id"][i].as_py()))
+    order = sorted(
+        range(len(rows)), key=lambda i: (rows["rho"][i].as_py() + rows["mu"][i].as_py(), rows["id"][i].as_py())
+    )
     _, images = Store(run / "3-synth" / "store").images(None)
     of_id = {row: i for i, row in enumerate(rows["id"].to_pylist())}
     figure = Figure(figsize=(9, 3.3), layout="constrained")
@@ -66,7 +68,9 @@ def picture(run: Path, out: Path, columns: int = 16):
         notes = [json.loads(rows["notes"][i].as_py())["energy"] for i in fifth]
         shown = fifth[:: max(len(fifth) // columns, 1)][:columns]
         pixels = images.pixels[[of_id[rows["id"][i].as_py()] for i in shown]]
-        grid = nn.functional.interpolate(make_grid(pixels, nrow=columns, padding=1, pad_value=255)[None].float(), scale_factor=4)[0]
+        grid = nn.functional.interpolate(
+            make_grid(pixels, nrow=columns, padding=1, pad_value=255)[None].float(), scale_factor=4
+        )[0]
         axes.imshow(grid.permute(1, 2, 0) / 255, interpolation="nearest")
         axes.set_ylabel(f"{mean(notes):.1f}", rotation=0, labelpad=18, va="center")
         axes.set(xticks=[], yticks=[])

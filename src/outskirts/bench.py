@@ -115,9 +115,10 @@ def _facts(run: Run) -> dict[str, Any]:
     classifier = run.inputs.classifier()
     parts = run.inputs.parts
     train, labels = collect(classifier, parts["train"]), parts["train"].labels
+    k = run.recipe.score_with.get("knn", {}).get("k", Neighbour.k)  # as in scores.npz, beside which they are drawn
     scores = {
         "energy": Energy(),
-        "knn": Neighbour(k=min(100, len(train))).fit(train, labels),
+        "knn": Neighbour(k=min(k, len(train))).fit(train, labels),
         "nearest_id": Neighbour(k=1).fit(train, labels),
     }
 

@@ -29,6 +29,7 @@ def steps(recipe: Recipe) -> list[Step]:
             getattr(recipe, name) == "fit"
             and name not in recipe.stages
             and (name, recipe.outliers) != ("diffusion", None)
+            and set(recipe.stages) - {"classifier", "diffusion"}
         ):
             raise OutskirtsError(f"{name}=fit, but stages leaves {name!r} out; add it, or give {name}=FOLDER")
     classifier = _from(recipe.classifier == "fit", CLASSIFIER, "classifier")

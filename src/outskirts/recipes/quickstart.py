@@ -16,7 +16,7 @@ def recipe() -> Recipe:
         far=("photo patches=photos", "inverted digits=invert", "shuffled digits=shuffle", "noise"),
         classifier="fit",
         fit_classifier=ClassifierSettings(arch="resnet_tiny", epochs=20, lr=0.1, batch_size=64, augment="shift"),
-        diffusion="digits",  # made by: outskirts run quickstart diffusion=fit stages=classifier,diffusion
+        diffusion="digits",  # made by: outskirts run quickstart diffusion=fit stages=diffusion
         fit_diffusion=DiffusionSettings(channels=(32, 64), steps=3000, batch_size=64, lr=2e-3),
         synth="good",
         synth_with={"steps": 20, "k": 50, "batch_size": 128},
