@@ -48,10 +48,10 @@ def recipe() -> Recipe:
             flip=True,
         ),
         synth="good",
-        synth_with={"steps": 30, "k": 100, "batch_size": 64},
-        n_outliers=1200,
+        synth_with={"steps": 25, "k": 100, "probe": 8, "batch_size": 64},
+        n_outliers=1000,
         recode="avif:58",  # the pack's own codec: otherwise a detector learns the file format
-        train=TrainSettings(lam=2.5, epochs=1, lr=1e-2, batch_size=128, outlier_batch_size=64, augment="flip-crop"),
+        train=TrainSettings(lam=2.5, epochs=1, lr=1e-2, batch_size=128, outlier_batch_size=32, augment="flip-crop"),
         seeds=(0, 1, 2),
         scores=("msp", "energy", "knn", "unified"),
     )
