@@ -3,10 +3,11 @@
 The same noise, sampled unguided, guided towards ID and guided towards OOD; then the energy and the kNN distance by the
 5-class classifier, the share that an independent 10-class classifier puts into the five unseen classes, and a t-SNE picture.
 
+    outskirts fit-classifier "parquet:../shared/data/cifar10-train.parquet[0-4]" runs/five arch=resnet_tiny epochs=8 lr=0.2 batch_size=128
     python benchmarks/fig9b.py --id ../shared/data/cifar10-train.parquet --diffusion weights/cifar10-diffusion \
-        --classifier runs/five/1-classifier --oracle runs/good_cifar10/1-classifier --json results/fig9b.json --picture results/fig9b.png
+        --classifier runs/five --oracle runs/good_cifar10/1-classifier --json results/fig9b.json --picture results/fig9b.png
 
-`--classifier` was trained on `classes=0-4` of the same images, `--oracle` on all. Samples get no class label.
+`--classifier` was trained on the first five classes, `--oracle` on all ten. Samples get no class label.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import torch
 
 from outskirts.data import load, split
 from outskirts.evaluate import collect
+from outskirts.fit_verbs import VAL
 from outskirts.models import load_classifier
 from outskirts.scores.energy import Score as Energy
 from outskirts.scores.knn import Score as KNN
@@ -41,7 +43,7 @@ RESAMPLES = 1000
 @click.option("--json", "json_", type=click.Path(), required=True)
 @click.option("--picture", type=click.Path(), required=True)
 def main(id_, diffusion, classifier, oracle, n, steps, json_, picture):
-    train, val = split(load(f"parquet:{id_}[0-{SEEN - 1}]"), (0.8, 0.2))
+    train, val = split(load(f"parquet:{id_}[0-{SEEN - 1}]"), (1 - VAL, VAL))  # as fit-classifier splits them
     train = train.take(10_000)
     unseen = load(f"parquet:{id_}[{SEEN}-9]").take(n)
     classifier, oracle = load_classifier(classifier).frozen(), load_classifier(oracle).frozen()

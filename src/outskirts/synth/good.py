@@ -232,7 +232,7 @@ class Synthesizer:
                     f"diffusion model {self.diffusion!r} knows no class {missing[0]!r}; it knows {', '.join(self.model.classes[:12])}: train one with fit-diffusion"
                 )
 
-    def _own(self, labels: list[int]) -> list[int]:
-        """The data's labels as the diffusion model numbers them."""
+    def _own(self, labels: Sequence[int | None]) -> list[int | None]:
+        """The data's labels as the diffusion model numbers them; None stays, for the null class."""
         known = self.model.classes
-        return [known.index(self.classes[y]) for y in labels] if known else labels
+        return [known.index(self.classes[y]) if known and y is not None else y for y in labels]
