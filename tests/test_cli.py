@@ -97,6 +97,13 @@ def test_list_and_show():
     assert "train.epochs=7\n    Passes over the ID training images." in text
     assert "synth.kind=gaussian" in text
     assert "channels=32,64,64" in outskirts("show", "fit-diffusion").output
+    assert "channels=8,16\n" in outskirts("show", "fit-diffusion", "channels=8,16").output
+    everything = outskirts("list").output
+    assert all(
+        f"  {line}" in everything
+        for s in ("scores", "synth", "recipes")
+        for line in outskirts("list", s).output.splitlines()
+    )
 
 
 def test_what_show_prints_can_be_given_back():
@@ -112,8 +119,8 @@ def test_what_show_prints_can_be_given_back():
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (["run", "quikstart"], "no 'quikstart' in recipes, did you mean 'quickstart'?"),
-        (["run", "quickstart", "train.epoch=1"], "did you mean 'train.epochs'?"),
+        (["run", "quikstart"], "no 'quikstart' in recipes, did you mean 'quickstart'; known: "),
+        (["run", "quickstart", "train.epoch=1"], "did you mean 'train.epochs'; `outskirts show"),
         (["run", "quickstart", "train.epochs=x"], "train.epochs is 'x'; it must be a whole number"),
         (["run", "quickstart", "--redo", "filter"], "no stage 'filter' in this recipe"),
         (["run", "quickstart", "id=folder:nowhere", "--dry-run"], "no such folder: nowhere"),
@@ -121,13 +128,19 @@ def test_what_show_prints_can_be_given_back():
         (["bench", "quickstart", "stages=bench"], "classifier=fit, but stages leaves 'classifier' out"),
         (["run", "quickstart", "device=cuda:77", "--dry-run"], "device 'cuda:77' is not available here"),
         (["score", "nowhere", "."], "no images at '.'"),
-        (["fit-classifier", "digits", "out", "epoch=3"], "did you mean 'epochs'?"),
+        (["fit-classifier", "digits", "out", "epoch=3"], "did you mean 'epochs'; "),
         (["fit-classifier", "digits", "out", "--classes", "3"], "images of one class only"),
         (["show", "my.recipe"], "no module 'my.recipe'"),
+        (["show", "fit-diffusion", "lrr=3"], "no field 'lrr', did you mean 'lr'; "),
+        (["run", "quickstart", "diffusion=empty", "--dry-run"], "diffusion folder 'empty' has no model_index.json"),
+        (["run", "quickstart", "near=", "far="], "near and far are both empty"),
+        (["report", "empty"], "empty has no results to report; run `outskirts bench empty` first"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(args, error, tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "run.json").write_text("{}")
     result = outskirts(*args)
     assert result.exit_code == 2
     lines = result.stderr.splitlines()

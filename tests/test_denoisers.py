@@ -129,12 +129,12 @@ def test_unconditional_model_takes_no_labels(tmp_path):
     ("damage", "message"),
     [
         (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
-        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "safetensors"),
+        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "has no weights"),
         (
             lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(
                 f / "unet" / "diffusion_pytorch_model.bin"
             ),
-            "safetensors",
+            "only pickled weights",
         ),
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"nonsense"), "cannot load"),
     ],

@@ -207,6 +207,14 @@ def test_the_interval_is_t_over_seeds_and_bootstrap_over_images_in_quadrature():
     assert min(seeds, images) > 0
 
 
+def test_the_interval_stays_where_a_difference_of_shares_can_be():
+    """Two seeds, of which one gains nearly everything: the t interval alone would go far beyond 1."""
+    lines = compare(scored_by(gain=-9.0), [s for i, g in enumerate((-9.0, 9.0)) for s in scored_by("good", i, g)])
+    assert only(lines)["hi"] == 1
+    assert only(lines)["lo"] == -1
+    assert all(-1 <= r["lo"] <= r["diff"] <= r["hi"] <= 1 for r in lines)
+
+
 def test_a_gain_that_depends_on_the_seed_is_no_claim():
     """Three seeds of which one loses: clear for each seed's images, not over seeds."""
     after = [s for i, gain in enumerate((0.9, 0.8, -0.5)) for s in scored_by("good", i, gain)]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -66,11 +67,34 @@ def test_stopped_and_resumed_is_the_same_as_unbroken(digits, fitted, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             fit(digits, tmp_path)
     assert not (tmp_path / "classifier.json").exists()
-    with pytest.raises(OutskirtsError, match=r"lr=0.1, now it is 0.2"):
+    with pytest.raises(OutskirtsError, match=r"lr was 0.1, is 0.2; go back to that value, or delete it"):
         fit(digits, tmp_path, replace(SETTINGS, lr=0.2))
     torch.rand(7)  # the global generator does not matter
     assert same(fit(digits, tmp_path), fitted[0])
     assert json.loads((tmp_path / "log.json").read_text()) == json.loads((fitted[1] / "log.json").read_text())
+
+
+def test_a_finished_folder_is_loaded_or_refused_and_never_overwritten(digits, fitted, tmp_path):
+    out = shutil.copytree(fitted[1], tmp_path / "c")
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.iterdir()}
+    assert same(fit(digits, out), fitted[0])
+    with pytest.raises(OutskirtsError, match=r"lr was 0.1, is 0.2; go back to that value, or use another folder"):
+        fit(digits, out, replace(SETTINGS, lr=0.2))
+    with pytest.raises(OutskirtsError, match="train was "):
+        fit((digits[0].take(300), digits[1]), out)
+    with pytest.raises(OutskirtsError, match=r"size was \[8, 8\], is \[12, 12\]"):
+        fit(digits, out, size=(12, 12))
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.iterdir()} == before
+
+
+def test_a_finished_folder_of_unknown_origin_or_damaged_is_made_again(digits, fitted, tmp_path):
+    out, short = shutil.copytree(fitted[1], tmp_path / "c"), replace(SETTINGS, epochs=1)
+    (out / "log.json").write_text(json.dumps({"epochs": []}))  # as it was before the log told the origin
+    assert not same(fit(digits, out, short), fitted[0])
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(weights[:1000])
+    fit(digits, out, short)
+    assert (out / "model.safetensors").read_bytes() == weights
 
 
 def test_other_seeds_give_other_weights(digits, fitted, tmp_path):

@@ -83,6 +83,29 @@ def test_an_outlier_depends_on_its_request_alone(good):
     assert not same(together[0], together[3])
 
 
+def test_without_smoothing_an_outlier_is_its_own_too(folder, data, classifier):
+    """The draws of a sample that is not smoothed do not depend on neighbours that are."""
+    good = Synthesizer(folder, steps=4, k=5, probe=2, sigma_feature=0.0, batch_size=8).fit(data, classifier)
+    requests = good.requests(8, seed=1)
+    assert {r.dials["target"] for r in requests} == {"image", "feature"}
+    together = list(good(requests))
+    assert all(same(a, b) for a, b in zip(together, (next(iter(good([r]))) for r in requests), strict=True))
+
+
+def test_the_sum_of_both_targets_may_aim_at_a_band(folder, data, classifier):
+    good = Synthesizer(folder, steps=2, k=5, probe=2, guidance=("both",), band_width=0.5).fit(data, classifier)
+    assert len(list(good(good.requests(2)))) == 2
+
+
+def test_unguided_samples_beyond_the_aim_are_told(folder, data, classifier, caplog):
+    """An untrained diffusion model makes noise: its samples are outside without any guidance."""
+    state = (
+        Synthesizer(folder, steps=4, probe=4, guidance=("image",), quantile=0.01).fit(data, classifier).state["image"]
+    )
+    assert state["already"] == (state["curve"][0]["median"] >= state["target"])
+    assert state["already"] == ("already lie beyond" in caplog.text)
+
+
 def test_notes_are_what_the_classifier_says_of_the_stored_image(good, classifier):
     outlier = next(iter(good(good.requests(1))))
     logits = classifier(outlier.image[None].float() / 255).logits
@@ -185,6 +208,14 @@ def test_stable_diffusion_end_to_end(tmp_path, data, classifier):
     ("options", "message"),
     [
         ({"guidance": ("pixel",)}, "accepted: some of image, feature, both"),
+        ({"k": 61}, "k must be 1 to 60"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"probe": 0}, "probe"),
+        ({"quantile": 1.5}, "quantile"),
+        ({"sigma_image": -1.0}, "sigma_image"),
+        ({"image_grid": ()}, "image_grid"),
+        ({"image_grid": (float("nan"), 1.0)}, "image_grid"),
+        ({"toward": "id", "band_width": 1.0}, "give one of them"),
         ({"prompts": {"zebra": "x"}}, "no classes of the data"),
         ({"tiny_vae": "x"}, "pixel model"),
         ({"diffusion": "nowhere/nothing"}, "cannot load"),

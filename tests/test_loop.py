@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from outskirts.loop import augment, epoch_randomness, rate
+from outskirts.errors import OutskirtsError
+from outskirts.loop import accelerator, augment, epoch_randomness, rate, require_same
 
 
 def generator(seed=0):
@@ -60,3 +63,44 @@ def test_epochs_have_their_own_randomness_and_leave_the_global_one():
     assert torch.equal(draws[0][1], draws[2][1])
     assert not torch.equal(draws[0][0], draws[1][0])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_first_field_that_differs_is_named(tmp_path):
+    require_same({"a": [1, 2], "b": None}, {"a": (1, 2), "b": None}, tmp_path)
+    for made, now, words in (
+        (
+            {"a": 1, "b": 2, "c": 3},
+            {"a": 1, "c": 6, "b": 9},
+            "c was 3, is 6; go back to that value, or use another folder",
+        ),
+        ({}, {"a": "x"}, 'a was not set, is "x"'),
+        ({"a": None, "old": 1}, {"a": None}, "old was 1, is not set"),
+        ({"images": "0" * 64}, {"images": "1" * 64}, 'images was "000000000000000..., is "111111111111111...;'),
+    ):
+        with pytest.raises(OutskirtsError) as e:
+            require_same(made, now, tmp_path)
+        assert words in str(e.value)
+        assert "\n" not in str(e.value)
+    with pytest.raises(OutskirtsError, match="delete it to start again"):
+        require_same({"a": 1}, {"a": 2}, Path(__file__))
+
+
+def test_precision_and_cpu_may_change_within_a_process():
+    for device, precision in (("cpu", "fp32"), ("cpu", "bf16"), ("auto", "bf16"), ("cpu", "bf16"), ("auto", "fp32")):
+        accel = accelerator(device, precision)
+        assert accel.mixed_precision == {"fp32": "no", "bf16": "bf16"}[precision]
+        assert accel.state._cpu == (device == "cpu")
+        assert accel.device.type == ("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+
+
+def test_a_device_that_cannot_be_trained_on_is_an_error():
+    with pytest.raises(OutskirtsError, match="'cuda:77' is not available here"):
+        accelerator("cuda:77")
+    with pytest.raises(OutskirtsError, match="cannot train on device 'meta': this process trains on "):
+        accelerator("meta")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_gpu_that_is_named_is_the_one_that_trains():
+    for device in ("cuda:1", "cuda:0"):
+        assert torch.zeros(1, device=accelerator(device).device).device == torch.device(device)

@@ -87,6 +87,25 @@ def test_groups_that_disagree_with_the_verdict_are_named(tmp_path):
     assert facts["verdict"]["exceptions"][0] in page.text
 
 
+def test_a_better_score_of_the_plain_classifier_alone_is_named():
+    row = {
+        "method": "good",
+        "baseline": "plain",
+        "place": "mean-all",
+        "metric": "auroc",
+        "diff": 0.1,
+        "lo": 0.05,
+        "hi": 0.15,
+    }
+    row |= {"seeds": 3, "transductive": False, "verdict": "improves"}
+    energy = row | {"score": "energy", "baseline_score": "energy", "before": 0.85, "after": 0.95}
+    knn = row | {"score": "knn", "baseline_score": "knn", "before": 0.976, "after": 0.98}
+    told = "the plain classifier's kNN score alone reaches 97.6, GOOD 95.0"
+    assert verdict.verdict([energy, knn], "good")["exceptions"] == [told]
+    assert verdict.verdict([energy, knn | {"transductive": True}], "good")["exceptions"] == []
+    assert verdict.verdict([energy, knn | {"before": 0.94}], "good")["exceptions"] == []
+
+
 def test_transductive_numbers_carry_their_mark_and_no_other_number_does(run):
     page, _ = report(run)
     by_score = {

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outskirts.bench import _facts
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.override import override
-from outskirts.run import load_run, run
+from outskirts.plan import plan
+from outskirts.run import Run, load_run, run
 from outskirts.stages import held_out, steps
 from outskirts.store import Store
+from outskirts.synthesis import _failures
 from own.tiny import recipe
 
 
@@ -174,6 +177,85 @@ def test_all_failing_is_an_error_and_one_failing_is_counted(folder, tmp_path):
     few = override(recipe(), [f"classifier={folder}/1-classifier", "n_outliers=1", "synth.fail=0"])
     with pytest.raises(OutskirtsError, match="none of 1 outliers could be made: NaN in guidance"):
         run(few, tmp_path, until="synth", progress=False)
+
+
+def test_failed_outliers_are_named_in_one_line(folder, tmp_path, caplog):
+    few = override(recipe(), [f"classifier={folder}/1-classifier", "n_outliers=3", "synth.fail=1"])
+    run(few, tmp_path, until="synth", progress=False)
+    assert caplog.messages == ["1 of 3 outliers failed: requests 1: NaN in guidance"]
+    assert _failures(dict.fromkeys(range(0, 30, 3), "NaN"), 40) == (
+        "10 of 40 outliers failed: requests 0, 3, 6, 9, 12, 15, 18, 21, ...: NaN"
+    )
+    assert _failures({4: "NaN", 2: "NaN", 3: "grey\nimage"}, 40).endswith("requests 2, 3, 4: NaN (and 1 other reasons)")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (["synth=good", "diffusion=/"], "diffusion folder '/' has no model_index.json"),
+        (["near=nowhere=folder:nowhere"], "no such folder: nowhere"),
+        (["near=", "far="], "near and far are both empty"),
+        (["score.knn.k=100000"], "score.knn.k is 100000, but there are "),
+        (["score.unified.mode=fixed"], "mode='fixed' needs w"),
+    ],
+)
+def test_bad_input_is_found_before_the_first_step(tmp_path, change, error):
+    with pytest.raises(OutskirtsError, match=error):
+        run(override(recipe(), change), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redo_with_bad_input_removes_nothing(folder):
+    before = stamps(folder)
+    for change in ("far=nowhere=folder:nowhere", "train.epochs=5"):
+        with pytest.raises(OutskirtsError):
+            run(override(recipe(), [change]), folder, redo="bench", progress=False)
+    assert stamps(folder) == before
+
+
+def test_a_step_that_left_nothing_may_be_begun_with_other_fields(folder, tmp_path):
+    own = [f"classifier={folder}/1-classifier", "n_outliers=8", "floor=false"]
+    run(override(recipe(), [*own, "synth.contrast=0.5"]), tmp_path, until="synth", progress=False)
+    for path in (tmp_path / "3-synth").rglob("*"):
+        if path.is_file() and path.name != "inputs.json":
+            path.unlink()
+    run(override(recipe(), own), tmp_path, until="synth", progress=False)
+    assert "synth.contrast" not in read(tmp_path / "3-synth" / "inputs.json")["fields"]
+    with pytest.raises(OutskirtsError, match=r"synth.contrast was not set, is 0.5"):
+        run(override(recipe(), [*own, "synth.contrast=0.5"]), tmp_path, until="synth", progress=False)
+
+
+def test_a_plan_names_the_field_that_changed(folder):
+    lines = list(plan(override(recipe(), ["train.epochs=5"]), folder))
+    changed = [line.split() for line in lines if " changed: " in line]
+    assert [c[0] for c in changed] == [s.folder for s in steps(recipe()) if s.stage == "train"]
+    assert "changed: train.epochs was 1, is 5; use another --out, or --redo train" in " ".join(changed[0])
+    assert not any(" done " in line and "5-train" in line for line in lines)
+    assert any(" done " in line and "3-synth" in line for line in lines)
+
+
+def test_a_classifier_of_other_classes_is_told_with_what_to_do(folder, tmp_path):
+    other = override(recipe(), [f"classifier={folder}/1-classifier", "classes=0-4"])
+    with pytest.raises(
+        OutskirtsError, match="has 5 classes and the classifier 3; choose the classes it was trained on"
+    ):
+        run(other, tmp_path, until="synth", progress=False)
+
+
+def test_only_the_default_neighbour_is_capped_and_that_is_said(folder, tmp_path):
+    from PIL import Image
+
+    for i in range(60):
+        (tmp_path / "in" / str(i % 3)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i % 3 * 100, 4 * i, 0)).save(tmp_path / "in" / str(i % 3) / f"{i}.png")
+    mine = f"folder:{tmp_path}/in"
+    few = dataclasses.replace(recipe(), id=mine, classes=None, outliers=mine, classifier=f"{folder}/1-classifier")
+    capped = _facts(Run(dataclasses.replace(few, scores=("energy",), score_with={}), tmp_path / "out"))
+    assert capped["knn_k"] < 60
+    assert capped["knn_k_capped_from"] == 100
+    asked = _facts(Run(few, tmp_path / "out"))
+    assert asked["knn_k"] == 10
+    assert "knn_k_capped_from" not in asked
 
 
 def test_held_out_outliers_are_a_tenth_and_mix_the_classes():

@@ -92,7 +92,7 @@ def test_stopped_and_resumed_is_the_same_as_unbroken(classifier, id_, outliers, 
         patch.setattr(module, "accuracy", stop)
         with pytest.raises(KeyboardInterrupt):
             run(classifier, id_, outliers, tmp_path)
-    with pytest.raises(OutskirtsError, match="made with seed=0, now it is 1"):
+    with pytest.raises(OutskirtsError, match="seed was 0, is 1; go back"):
         run(classifier, id_, outliers, tmp_path, seed=1)
     assert same(run(classifier, id_, outliers, tmp_path), trained[0])
     assert json.loads((tmp_path / "log.json").read_text()) == json.loads((trained[1] / "log.json").read_text())

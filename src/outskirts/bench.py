@@ -115,10 +115,11 @@ def _facts(run: Run) -> dict[str, Any]:
     classifier = run.inputs.classifier()
     parts = run.inputs.parts
     train, labels = collect(classifier, parts["train"]), parts["train"].labels
-    k = run.recipe.score_with.get("knn", {}).get("k", Neighbour.k)  # as in scores.npz, beside which they are drawn
+    given = run.recipe.score_with.get("knn", {}).get("k")
+    k = min(Neighbour.k, len(train)) if given is None else given  # as in scores.npz, beside which they are drawn
     scores = {
         "energy": Energy(),
-        "knn": Neighbour(k=min(k, len(train))).fit(train, labels),
+        "knn": Neighbour(k=k).fit(train, labels),
         "nearest_id": Neighbour(k=1).fit(train, labels),
     }
 
@@ -130,6 +131,8 @@ def _facts(run: Run) -> dict[str, Any]:
     return {
         "outliers": {"id": ids, **facts(_outputs(classifier, found))},
         "id_val": facts(collect(classifier, parts["val"])),
+        "knn_k": k,
+        **({"knn_k_capped_from": Neighbour.k} if given is None and k < Neighbour.k else {}),
     }
 
 

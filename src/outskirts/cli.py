@@ -101,7 +101,7 @@ _verb("train", "train", """Train a recipe's classifier against its outliers, whi
 
     \b
     outskirts train quickstart train.lam=1 seeds=0-4
-    outskirts train quickstart classifier=runs/mine outliers=folder:my_outliers""" + RECIPE)  # fmt: skip
+    outskirts train quickstart classifier=runs/mine/1-classifier outliers=folder:my_outliers""" + RECIPE)  # fmt: skip
 _verb("bench", "bench", """Measure a recipe's classifiers, before and after outlier training, on its test sets.
 
     \b
@@ -119,8 +119,12 @@ def report(folder, out):
     outskirts report runs/q
     outskirts report runs/q --out public
     """
+    from pathlib import Path
+
     from outskirts.report import write_report
 
+    if (Path(folder) / "run.json").is_file() and not (Path(folder) / "6-bench" / "rows.json").is_file():
+        raise OutskirtsError(f"{folder} has no results to report; run `outskirts bench {folder}` first")
     click.echo(write_report(folder, out))
 
 
@@ -204,17 +208,17 @@ _fit("fit-diffusion", "DiffusionSettings", """Train a small class-conditional di
 
 
 @main.command("list")
-@click.argument("shelf", type=click.Choice(["scores", "synth", "recipes"]))
+@click.argument("shelf", required=False, type=click.Choice(["scores", "synth", "recipes"]))
 def list_(shelf):
-    """List what a name may stand for: scores, synthesizers or recipes, each with a sentence.
+    """List what a name may stand for: scores, synthesizers or recipes, each with a sentence; all of them without SHELF.
 
     \b
+    outskirts list
     outskirts list recipes
-    outskirts list scores
     """
-    from outskirts.shelf import lines
+    from outskirts.shelf import all_lines, lines
 
-    for line in lines(shelf):
+    for line in lines(shelf) if shelf else all_lines():
         click.echo(line)
 
 
@@ -227,13 +231,13 @@ def show(recipe, fields):
     \b
     outskirts show quickstart
     outskirts show quickstart synth=noise
-    outskirts show fit-diffusion
+    outskirts show fit-diffusion channels=32,64
     """
     from outskirts import shelf
     from outskirts.override import override
 
     click.echo(
-        shelf.settings_text(recipe)
+        shelf.settings_text(recipe, fields)
         if recipe in shelf.VERBS
         else shelf.recipe_text(override(_recipe(recipe)[0], fields))
     )

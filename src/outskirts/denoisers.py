@@ -6,6 +6,7 @@ which conditions its labels or prompts are. `load_diffusion` recognises the kind
 
 import contextlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from outskirts.diffuse import ddim_levels, prediction
 from outskirts.errors import OutskirtsError
 from outskirts.types import Level, Prediction
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+}  # no fp16: guidance has no loss scale to keep its gradient from vanishing
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -41,10 +45,13 @@ class Denoiser:
     def levels(self, steps: int) -> list[Level]:
         return ddim_levels(self.scheduler_config, steps)
 
+    def cast(self):
+        """Context of the model's precision."""
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+
     def _predict(self, x: Tensor, level: Level, **conditions) -> Prediction:
         t = torch.full((len(x),), level.t, device=x.device, dtype=torch.long)
-        cast = torch.autocast(x.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
-        with cast:
+        with self.cast():
             output = self.network(x, t, **conditions).sample
         return prediction(output.to(x.dtype), x, level, self.kind)
 
@@ -149,7 +156,7 @@ class LatentDiffusion(Denoiser):
             vae.enable_gradient_checkpointing()
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         side = image_size or unet.config.sample_size * self.factor
-        if side % (8 * self.factor) and side // self.factor < 8:
+        if side % self.factor or side < 8 * self.factor:
             raise OutskirtsError(f"image size {side}; give a multiple of {self.factor}, at least {8 * self.factor}")
         self.shape = (unet.config.in_channels, side // self.factor, side // self.factor)
         self.image_size = (side, side)
@@ -179,8 +186,10 @@ class LatentDiffusion(Denoiser):
         return (self.vae.decode(z / self.vae.config.scaling_factor).sample + 1) / 2
 
     def decode_for_guidance(self, z: Float[Tensor, "B 4 h w"]) -> Float[Tensor, "B 3 H W"]:
-        """The tiny decoder's images where there is one; it takes latents as the UNet sees them."""
-        return self.decode(z) if self.tiny_vae is None else (self.tiny_vae.decode(z).sample + 1) / 2
+        """The tiny decoder's images where there is one (it takes latents as the UNet sees them), in the model's precision."""
+        with self.cast():
+            images = self.decode(z) if self.tiny_vae is None else (self.tiny_vae.decode(z).sample + 1) / 2
+        return images.to(z.dtype)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 4 h w"]:
         """The mean of the posterior, scaled as the UNet sees it."""
@@ -202,8 +211,7 @@ def load_diffusion(
     Safetensors only: a pickle is refused. Latent models take tiny_vae (a folder or id such as madebyollin/taesd),
     image_size and checkpointing; a pixel model given them is an error.
     """
-    shipped = SHIPPED / name
-    source = shipped if shipped.is_dir() else name
+    source = SHIPPED / name if name.isidentifier() and (SHIPPED / name).is_dir() else name
     index = _index(source, name)
     kwargs = {"precision": precision, "compile": compile}
     if "vae" in index:
@@ -265,6 +273,15 @@ def _index(source, name: str) -> dict:
     path = Path(source)
     if path.is_dir() and not (path / "model_index.json").exists():
         raise OutskirtsError(f"diffusion folder {name!r} has no model_index.json; give a diffusers folder or a Hub id")
+    if not path.is_dir() and "/" not in name:
+        raise OutskirtsError(
+            f"no diffusion model {name!r}: there is no such folder; give `digits`, a diffusers folder or a Hub id, OWNER/NAME"
+        )
+    unet = path / "unet"
+    if unet.is_dir() and not list(unet.glob("*.safetensors")):
+        pickles = ", ".join(p.name for p in [*unet.glob("*.bin"), *unet.glob("*.ckpt"), *unet.glob("*.pt")])
+        found = f"only pickled weights ({pickles}), which are not read" if pickles else "no weights"
+        raise OutskirtsError(f"diffusion folder {name!r} has {found} in unet/; save it with safe_serialization=True")
     with _reading(name):
         return DiffusionPipeline.load_config(source)
 
@@ -272,6 +289,8 @@ def _index(source, name: str) -> dict:
 @contextlib.contextmanager
 def _reading(name: str):
     """Library errors about missing or unsafe files, in one line of ours."""
+    for library in ("huggingface_hub", "diffusers"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # they tell the same in many lines before they raise
     try:
         yield
     except (OSError, ValueError) as e:

@@ -46,6 +46,8 @@ def ddim_levels(scheduler_config: Mapping, steps: int) -> list[Level]:
     scheduler.set_timesteps(steps)
     abar = scheduler.alphas_cumprod.double()
     ts = scheduler.timesteps.long()
+    if ts.max() >= most:
+        raise OutskirtsError(f"{steps} sampling steps reach beyond the schedule's last of {most}; take fewer")
     return levels_from(ts.tolist(), abar[ts].tolist(), float(scheduler.final_alpha_cumprod))
 
 

@@ -148,8 +148,8 @@ def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]
                 "set": label,
                 "metric": m,
                 "diff": diff,
-                "lo": diff - half,
-                "hi": diff + half,
+                "lo": max(-1.0, diff - half),  # metrics are shares: no difference is larger
+                "hi": min(1.0, diff + half),
                 "seeds": n,
                 "verdict": _verdict(diff, half, m),
             }

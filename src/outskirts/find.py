@@ -31,9 +31,9 @@ def find(shelf: str, name: str):
 
 
 def did_you_mean(given: str, known) -> str:
-    """'' or ', did you mean ...?' for an error message."""
+    """'' or ', did you mean ...' for an error message, which goes on with '; ...'."""
     close = difflib.get_close_matches(given, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
+    return f", did you mean {close[0]!r}" if close else ""
 
 
 def _import(path: str) -> ModuleType:

@@ -1,7 +1,10 @@
 """Train a small classifier on ID images: SGD with Nesterov momentum, warm-up and cosine, flips and shifts."""
 
+import contextlib
+import json
 import math
 import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +19,12 @@ from outskirts.loop import (
     augment,
     epoch_randomness,
     rate,
+    require_same,
     set_rate,
     sgd,
     share,
 )
-from outskirts.models import Classifier, load_classifier
+from outskirts.models import CONFIG, Classifier, load_classifier
 from outskirts.nets import small_resnet
 from outskirts.progress import bar
 from outskirts.recipe import ClassifierSettings
@@ -39,10 +43,11 @@ def fit_classifier(
 ) -> Classifier:
     """A classifier trained on `train`, saved in the folder `out` with `log.json` (per epoch: loss, accuracies, lr).
 
-    Images of different sizes need `size` (height, width). `device` is `auto` or `cpu`, `precision` `fp32` or `bf16`.
-    Stopped and called again with the same arguments, it continues after the last whole epoch and, on a CPU, ends with
-    the same weights as an unbroken run.
-    Raises OutskirtsError for a single or an empty class, a size that is needed, a loss that is no longer finite.
+    Images of different sizes need `size` (height, width). `device` is `auto`, `cpu`, `cuda:1`, ..., `precision` `fp32`
+    or `bf16`. Stopped and called again with the same arguments, it continues after the last whole epoch and, on a CPU,
+    ends with the same weights as an unbroken run; called again when it is finished, it loads what is there.
+    Raises OutskirtsError for a single or an empty class, a size that is needed, a loss that is no longer finite, a folder
+    that holds a classifier made with other settings or images.
     """
     check_trainable(train)
     size = size or train.size
@@ -51,10 +56,12 @@ def fit_classifier(
             f"{train.name}: images may differ in size; give the size (height, width) to classify them at"
         )
     out = writable(out)
+    checkpoint = Checkpoint.of(out, settings, train=train.fingerprint, val=val.fingerprint, size=size)
     accel = accelerator(device, precision)
+    if not checkpoint.path.exists() and (finished := _finished(out, checkpoint.identity)):
+        return finished.to(accel.device)
     classifier = _new(train, size, settings).to(accel.device)
     optimizer = sgd(classifier.parameters(), settings.lr, settings.weight_decay)
-    checkpoint = Checkpoint.of(out, settings, train=train.fingerprint, val=val.fingerprint, size=size)
     done, log = checkpoint.load(classifier, optimizer)
     model, optimizer = accel.prepare(classifier, optimizer)
 
@@ -92,6 +99,7 @@ def fit_classifier(
     classifier = accel.unwrap_model(model, keep_fp32_wrapper=False).eval()
     if accel.is_main_process:
         classifier.save(out)
+        write_json(out / "log.json", {"epochs": log, "made_from": checkpoint.identity})
         checkpoint.remove()
     accel.wait_for_everyone()  # BatchNorm statistics are the main process's
     return classifier if accel.is_main_process else load_classifier(out).to(accel.device)
@@ -105,6 +113,22 @@ def check_trainable(images: Images) -> None:
         raise OutskirtsError(
             f"{images.name} has no image of class {empty[0]!r}; add some, or leave the class out: {images.name}[...]"
         )
+
+
+def _finished(out: Path, identity: dict) -> Classifier | None:
+    """The classifier that an earlier call left in `out`; None where there is none, it is damaged, or its origin unknown.
+
+    Raises OutskirtsError where it was made from something else.
+    """
+    try:
+        made_from = json.loads((out / "log.json").read_text())["made_from"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if not (out / CONFIG).exists():
+        return None
+    require_same(made_from, identity, out)
+    with contextlib.suppress(OutskirtsError):  # damaged: the same settings and images make it again
+        return load_classifier(out)
 
 
 def _new(train: Images, size: tuple[int, int], settings: ClassifierSettings) -> Classifier:

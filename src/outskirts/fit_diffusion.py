@@ -8,16 +8,21 @@ import copy
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from outskirts.codec import PatchPCA
 from outskirts.denoisers import PixelDiffusion, load_diffusion
 from outskirts.diffuse import Noise, sample
 from outskirts.errors import OutskirtsError
+from outskirts.files import writable
 from outskirts.guide import cfg, clip
+from outskirts.loop import accelerator as accelerator_on
+from outskirts.loop import require_same
 from outskirts.progress import bar
 from outskirts.recipe import DiffusionSettings
 
@@ -28,22 +33,26 @@ SAMPLES_AT = 5  # sample grids over the whole training
 def fit_diffusion(images, out: str | Path, settings: DiffusionSettings, *, device: str = "cpu", progress: bool = True):
     """A PixelDiffusion trained on `images` (Images with labels 0 .. K-1 of one size), saved in the folder `out`.
 
-    Running it again with the same settings continues from the last checkpoint and ends with the same weights as an
-    unbroken run. Writes log.json (loss), loss.png and samples-*.png beside the model.
+    Running it again with the same settings and images continues from the last checkpoint and ends with the same weights
+    as an unbroken run; when it is finished, it loads what is there. Writes log.json (loss), loss.png and samples-*.png
+    beside the model. `device` is `auto`, `cpu`, `cuda:1`, ...
+    Raises OutskirtsError for images of different sizes or without labels, and a folder made with other settings or images.
     """
-    from accelerate import Accelerator
-
     if images.pixels is None:
         raise OutskirtsError(f"{images.name}: images differ in size; give images of one size, e.g. resized to 32x32")
-    out = Path(out)
+    if (images.labels < 0).any():
+        raise OutskirtsError(f"{images.name} has no labels; give a folder of class folders, or another labelled set")
+    out, identity = writable(out), asdict(settings) | {"images": images.fingerprint}
+    accelerator = accelerator_on(device, settings.precision)
+    device, ranks, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    if settings.batch_size % ranks:
+        raise OutskirtsError(f"batch_size is {settings.batch_size} for {ranks} processes; give a multiple of {ranks}")
     if (out / "model_index.json").exists() and (out / "unet").is_dir() and not (out / "checkpoint.pt").exists():
-        return load_diffusion(str(out), device=device)
-    out.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no", cpu=device == "cpu")
-    device = accelerator.device
+        require_same(_made_from(out), identity, out)
+        return load_diffusion(str(out), device=str(device))
 
     pixels, labels, K = images.pixels, images.labels, len(images.classes)
-    codec, grey = codec_of(pixels, settings)
+    codec, grey = codec_of(pixels, settings, device)
     model = new_model(pixels, K, settings, codec, grey).to(device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     network = accelerator.prepare(model)
@@ -52,20 +61,16 @@ def fit_diffusion(images, out: str | Path, settings: DiffusionSettings, *, devic
     abar = scheduler.alphas_cumprod.to(device)
     diffusion = PixelDiffusion(ema, scheduler.config, codec=codec, classes=images.classes, null_label=K)
 
-    start, losses = _resume(out / "checkpoint.pt", model, ema, optimizer, settings)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
+    start, losses = _resume(out / "checkpoint.pt", model, ema, optimizer, identity)
     with bar("diffusion", total=settings.steps, done=start, show=progress and accelerator.is_main_process) as advance:
         for step in range(start, settings.steps):
-            g = torch.Generator().manual_seed(
-                settings.seed * 1_000_003 + step
-            )  # a step's draws are its own: exact resume
-            rows = torch.randint(len(pixels), (settings.batch_size,), generator=g)[rank::ranks]
-            x0 = _augment(pixels[rows].float() / 255, settings, g)
+            whole = draw(settings, step, len(pixels), diffusion.shape, len(abar))
+            rows, flipped, eps, t, dropped = (each[rank::ranks] for each in whole)
+            x0 = pixels[rows].float() / 255
+            x0 = torch.where(flipped[:, None, None, None], x0.flip(-1), x0)
             x0 = diffusion.encode(x0.to(device)).contiguous(memory_format=torch.channels_last)
-            eps = torch.randn(x0.shape, generator=g).to(device)
-            t = torch.randint(len(abar), (len(rows),), generator=g).to(device)
-            dropped = torch.rand(len(rows), generator=g) < settings.label_dropout
             y = torch.where(dropped, K, labels[rows]).to(device)
+            eps, t = eps.to(device), t.to(device)
 
             a, b = abar[t].sqrt()[:, None, None, None], (1 - abar[t]).sqrt()[:, None, None, None]
             with accelerator.autocast():
@@ -83,14 +88,30 @@ def fit_diffusion(images, out: str | Path, settings: DiffusionSettings, *, devic
             advance(1, f"loss {sum(losses[-100:]) / len(losses[-100:]):.4f}")
             last = step + 1 == settings.steps
             if accelerator.is_main_process and ((step + 1) % CHECKPOINT_EVERY == 0 and not last):
-                _checkpoint(out / "checkpoint.pt", model, ema, optimizer, settings, step + 1, losses)
+                _checkpoint(out / "checkpoint.pt", model, ema, optimizer, identity, step + 1, losses)
             if accelerator.is_main_process and (last or (step + 1) % max(settings.steps // SAMPLES_AT, 1) == 0):
                 save_samples(diffusion, out / f"samples-{step + 1:06d}.png")
     if accelerator.is_main_process:
         save(diffusion, out, settings, {"images": images.name, "fingerprint": images.fingerprint})
         _plot_loss(losses, out)
         (out / "checkpoint.pt").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     return diffusion
+
+
+def draw(
+    settings: DiffusionSettings, step: int, n: int, shape: tuple[int, ...], levels: int
+) -> tuple[Int64[Tensor, "B"], Bool[Tensor, "B"], Float[Tensor, "B C h w"], Int64[Tensor, "B"], Bool[Tensor, "B"]]:
+    """(rows of n images, which are mirrored, noise, levels, which lose their label) of the whole batch of a step.
+
+    They depend on the seed and the step only: a resumed training draws them again, and processes share them out.
+    """
+    g, B = torch.Generator().manual_seed(settings.seed * 1_000_003 + step), settings.batch_size
+    rows = torch.randint(n, (B,), generator=g)
+    flipped = torch.rand(B, generator=g) < 0.5 if settings.flip else torch.zeros(B, dtype=torch.bool)
+    eps = torch.randn((B, *shape), generator=g)
+    t = torch.randint(levels, (B,), generator=g)
+    return rows, flipped, eps, t, torch.rand(B, generator=g) < settings.label_dropout
 
 
 def save(diffusion: PixelDiffusion, out: Path, settings: DiffusionSettings, made_from: dict) -> None:
@@ -125,10 +146,11 @@ def save_samples(
     save_image(images, path, nrow=per_class, padding=2)
 
 
-def codec_of(pixels: Tensor, settings: DiffusionSettings) -> tuple[PatchPCA | None, bool]:
-    """(the codec that the settings ask for, are the images grey?) of UInt8[N, 3, H, W]."""
+def codec_of(pixels: Tensor, settings: DiffusionSettings, device="cpu") -> tuple[PatchPCA | None, bool]:
+    """(the codec that the settings ask for on `device`, are the images grey?) of UInt8[N, 3, H, W]."""
     grey = bool((pixels[:, :1] == pixels).all())
-    if settings.codec == "none":
+    natural = not grey and min(pixels.shape[-2:]) >= 16 and not any(side % settings.patch for side in pixels.shape[-2:])
+    if settings.codec == "none" or (settings.codec == "auto" and (torch.device(device).type != "cpu" or not natural)):
         return None, grey
     some = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:5000]]
     return PatchPCA(settings.patch, settings.codec_components).fit(some.float() / 255), grey
@@ -143,7 +165,9 @@ def new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: 
         size = (size[0] // codec.patch, size[1] // codec.patch)
     depth = len(settings.channels)
     if any(s % 2 ** (depth - 1) for s in size):
-        raise OutskirtsError(f"a {size[0]}x{size[1]} grid cannot be halved {depth - 1} times; give fewer channels")
+        raise OutskirtsError(
+            f"a {size[0]}x{size[1]} grid cannot be halved {depth - 1} times; give fewer channels, or another --size H W"
+        )
     coarse = depth - 1  # attention where the grid is small; the finest level is convolutional
     channels = codec.components if codec is not None else 1 if grey else 3
     with torch.random.fork_rng(devices=[]):
@@ -174,13 +198,6 @@ def _scheduler(settings: DiffusionSettings):
     )
 
 
-def _augment(x: Tensor, settings: DiffusionSettings, g: torch.Generator) -> Tensor:
-    if not settings.flip:
-        return x
-    flip = torch.rand(len(x), generator=g) < 0.5
-    return torch.where(flip[:, None, None, None], x.flip(-1), x)
-
-
 def _truth(kind: str, x0: Tensor, eps: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return {"v_prediction": lambda: a * eps - b * x0, "epsilon": lambda: eps, "sample": lambda: x0}[kind]()
 
@@ -195,20 +212,26 @@ def _average(ema, model, decay: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
 
 
-def _checkpoint(path: Path, model, ema, optimizer, settings, step: int, losses: list[float]) -> None:
+def _made_from(out: Path) -> dict:
+    """Settings and images of the finished model in `out`, as far as they are known."""
+    try:
+        facts = json.loads((out / "outskirts.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts.get("settings", {}) | {"images": facts.get("made_from", {}).get("fingerprint")}
+
+
+def _checkpoint(path: Path, model, ema, optimizer, identity: dict, step: int, losses: list[float]) -> None:
     state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | {"step": step, "losses": losses, "settings": repr(settings)}, f"{path}.part")
+    torch.save(state | {"step": step, "losses": losses, "identity": json.dumps(identity)}, f"{path}.part")
     os.replace(f"{path}.part", path)
 
 
-def _resume(path: Path, model, ema, optimizer, settings) -> tuple[int, list[float]]:
+def _resume(path: Path, model, ema, optimizer, identity: dict) -> tuple[int, list[float]]:
     if not path.exists():
         return 0, []
-    state = torch.load(path, weights_only=True)
-    if state["settings"] != repr(settings):
-        raise OutskirtsError(
-            f"{path} was made with {state['settings']}; now {settings!r}. Use another folder or delete it"
-        )
+    state = torch.load(path, weights_only=True, map_location="cpu")  # wherever it was saved
+    require_same(json.loads(state.get("identity", "{}")), identity, path)
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])

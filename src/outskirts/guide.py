@@ -79,7 +79,8 @@ def guided_steps(
     nth = (len(levels) - 1 - torch.arange(len(levels))) % every == 0
     if not (inside & nth).any():
         raise OutskirtsError(f"interval={interval}, every={every} guide none of the {len(levels)} steps; widen them")
-    return inside & nth
+    # at zero signal-to-noise x0 does not depend on x_t, and 1 / sqrt(alpha) has no meaning
+    return inside & nth & torch.tensor([level.alpha > 0 for level in levels])
 
 
 def strengths(
@@ -132,7 +133,8 @@ def tfg(
     """
     if iterations < 1 or draws < 1:
         raise OutskirtsError(f"iterations={iterations}, draws={draws}; accepted: 1 or more")
-    smooth = _any(sigma)
+    # a tensor of sigmas draws for every sample, smoothed or not: its later noise must not depend on its neighbours'
+    smooth = isinstance(sigma, Tensor) or sigma > 0
     if smooth and noise is None:
         raise OutskirtsError(f"sigma={sigma} needs noise; give noise=Noise(seeds, shape)")
     if noise_schedule not in ("decrease", "constant"):
@@ -141,6 +143,8 @@ def tfg(
         levels, schedule=schedule, reference_steps=reference_steps, interval=interval, every=every
     ).tolist()
     rho_on, mu_on = _any(rho), _any(mu)
+    if rho_on:
+        _check_first_steps(levels, weight, schedule)
 
     def guided(x: Tensor, level: Level) -> Prediction:
         eps = None
@@ -203,6 +207,17 @@ def band(score: Float[Tensor, "B"], centre: float, width: float) -> Float[Tensor
     if width <= 0:
         raise OutskirtsError(f"band width {width}; accepted: above 0, in units of the score")
     return -((score - centre) ** 2) / (2 * width**2)
+
+
+def _check_first_steps(levels: Sequence[Level], weight: Sequence[float], schedule: str) -> None:
+    """TFG's factor of the rho push, weight / sqrt(alpha), explodes where alpha is tiny and the weight does not vanish with it."""
+    factors = [w / math.sqrt(level.alpha) if w else 0.0 for w, level in zip(weight, levels, strict=True)]
+    worst = max(range(len(levels)), key=factors.__getitem__)
+    if factors[worst] > 100 * max(weight):
+        raise OutskirtsError(
+            f"schedule={schedule!r} multiplies rho by {factors[worst]:.0f} at step {worst + 1} of {len(levels)}, where alpha is "
+            f"{levels[worst].alpha:.1e}; use schedule='increase', or leave the first steps out with interval, e.g. (0.1, 1)"
+        )
 
 
 def _any(strength) -> bool:

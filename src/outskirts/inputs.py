@@ -58,8 +58,9 @@ class Inputs:
         """A fresh copy of the ID classifier, before outlier training."""
         classes = self.parts["train"].classes
         folder = self.folder / CLASSIFIER
-        if self.recipe.classifier != "fit":
-            classifier = load_classifier(self.recipe.classifier, classes=classes)
+        if (name := self.recipe.classifier) != "fit":
+            mine = Path(name).is_dir()  # its number of classes is known, and checked below
+            classifier = load_classifier(name, classes=None if mine else classes)
         elif not folder.is_dir():
             raise OutskirtsError(
                 f"no classifier in {folder}; run the stage classifier first, or give classifier=FOLDER"
@@ -67,6 +68,7 @@ class Inputs:
         else:
             classifier = load_classifier(folder)
         check_classes(classifier, self.parts["train"])
+        classifier.classes = tuple(classes)
         return classifier.to(device(self.recipe.device))
 
     @property

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
+from outskirts.inputs import device as available
 
 
 def augment(images: Float[Tensor, "B C H W"], kind: str, generator: torch.Generator) -> Float[Tensor, "B C H W"]:
@@ -64,14 +65,28 @@ def epoch_randomness(seed: int, epoch: int) -> Iterator[torch.Generator]:
 
 
 def accelerator(device: str = "auto", precision: str = "fp32"):
-    """On the best device (`auto`) or the CPU, in `fp32` or `bf16`: an `accelerate.Accelerator`."""
+    """An `accelerate.Accelerator` in `fp32` or `bf16` on `device`: `auto` (the best one), `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Under torchrun every process has a GPU of its own. Raises OutskirtsError for a device that cannot be trained on here.
+    """
     from accelerate import Accelerator  # a second to import, and loading a classifier needs none of it
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
     mixed = {"fp32": "no", "bf16": "bf16"}[precision]
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
-        AcceleratorState._reset_state()  # accelerate keeps the first precision of a process otherwise
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    wanted = None if device == "auto" else torch.device(available(device))
+    cpu = wanted is not None and wanted.type == "cpu"
+    kept = {"_cpu": cpu, "_mixed_precision": mixed, **PartialState._shared_state, **AcceleratorState._shared_state}
+    if (kept["_cpu"], kept["_mixed_precision"]) != (cpu, mixed):  # accelerate keeps a process's first choice otherwise
+        AcceleratorState._reset_state(reset_partial_state=kept["_cpu"] != cpu)
+    if wanted is not None and wanted.type == "cuda" and wanted.index is not None and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(wanted)  # accelerate takes the current one
+    accel = Accelerator(cpu=cpu, mixed_precision=mixed)
+    own = accel.device
+    if wanted is not None and (
+        wanted.type != own.type or (None not in (wanted.index, own.index) and wanted.index != own.index)
+    ):
+        raise OutskirtsError(f"cannot train on device {device!r}: this process trains on {own}; give auto or {own}")
+    return accel
 
 
 def share(order: Int64[Tensor, " n"], batch_size: int, accel) -> tuple[Int64[Tensor, " m"], int]:
@@ -111,7 +126,7 @@ class Checkpoint:
             return 0, []
         with safe_open(self.path, "pt") as f:
             facts = json.loads(f.metadata()["facts"])
-            self._check(facts["identity"])
+            require_same(facts["identity"], self.identity, self.path)
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
         state = optimizer.state_dict()
@@ -119,14 +134,22 @@ class Checkpoint:
         optimizer.load_state_dict(state)
         return facts["epoch"], facts["log"]
 
-    def _check(self, found: dict[str, Any]) -> None:
-        wanted = json.loads(json.dumps(self.identity))
-        for key in wanted.keys() | found.keys():
-            if wanted.get(key) != found.get(key):
-                raise OutskirtsError(
-                    f"{self.path} was made with {key}={found.get(key)!r}, now it is {wanted.get(key)!r}; "
-                    "go back to that value, or delete the file to start again"
-                )
+
+def require_same(made: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Raises OutskirtsError that names the first of the fields `now` that was another when `path` was `made`."""
+    now = json.loads(json.dumps(now))
+    for key in (*now, *sorted(made.keys() - now.keys())):
+        if key not in made or key not in now or made[key] != now[key]:
+            was, is_ = (_text(fields[key]) if key in fields else "not set" for fields in (made, now))
+            way = "delete it to start again" if path.is_file() else "use another folder"
+            raise OutskirtsError(
+                f"{path} was made otherwise: {key} was {was}, is {is_}; go back to that value, or {way}"
+            )
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:16]}..."  # a hash
 
 
 def sgd(parameters, lr: float, weight_decay: float) -> torch.optim.SGD:

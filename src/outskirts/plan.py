@@ -13,8 +13,8 @@ from outskirts.inputs import CLASSIFIER, device
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.recipe import STAGES, Recipe
-from outskirts.run import Run, Step
-from outskirts.stages import NOISE
+from outskirts.run import Run, Step, changes, fields_of
+from outskirts.stages import NOISE, check
 from outskirts.synthesis import BATCH, build
 
 TRIAL_STEPS = 2
@@ -33,12 +33,15 @@ def plan(recipe: Recipe, folder: str | Path, *, until: str | None = None) -> Ite
         yield f"  {group:4} OOD         {label}: {len(images)}"
     last = STAGES.index(until or recipe.stages[-1])
     total, unknown = 0.0, False
+    steps = [step for step in run.steps if STAGES.index(step.stage) <= last]
+    check(run, [step for step in steps if not run.is_done(step)])
     trial = _Trial(run)
-    for step in run.steps:
-        if STAGES.index(step.stage) > last:
-            continue
+    for step in steps:
+        change = next(changes(run, step, {"fields": fields_of(recipe, step)}), None)
         state = "done" if run.is_done(step) else "begun" if run.path(step).exists() else "to do"
         text, seconds = trial.estimate(step)
+        if change is not None:  # a run would stop here
+            state = f"changed: {change}; use another --out, or --redo {step.stage};"
         if state != "done":
             total, unknown = total + (seconds or 0.0), unknown or seconds is None
         yield f"  {step.folder:20} {state:6} {text}" + ("" if state == "done" else f", {_duration(seconds)}")
@@ -70,7 +73,7 @@ class _Trial:
 
         s, train = self.recipe.fit_diffusion, self.run.inputs.parts["train"]
         where = device(self.recipe.device)
-        model = fd.new_model(train.pixels, len(train.classes), s, *fd.codec_of(train.pixels, s)).to(where)
+        model = fd.new_model(train.pixels, len(train.classes), s, *fd.codec_of(train.pixels, s, where)).to(where)
         x = torch.randn(s.batch_size, model.config.in_channels, *_pair(model.config.sample_size), device=where)
         t = torch.zeros(s.batch_size, dtype=torch.long, device=where)
         each = _seconds(lambda: model(x, t, class_labels=t).sample.square().mean().backward())

@@ -109,17 +109,22 @@ def run(
     for stage in (until, redo):
         if stage is not None and stage not in recipe.stages:
             raise OutskirtsError(f"no stage {stage!r} in this recipe; it has {', '.join(recipe.stages)}")
+    from outskirts.stages import check
+
     this = Run(recipe, writable(folder), workers, progress)
+    again = [s for s in this.steps if redo is not None and STAGES.index(s.stage) >= STAGES.index(redo)]
+    for step in this.steps:
+        if step not in again:  # before any work, before anything is removed, and before anything is loaded
+            _compare(this, step, {"fields": fields_of(recipe, step)})
+    last = STAGES.index(until or recipe.stages[-1])
+    todo = [step for step in this.steps if STAGES.index(step.stage) <= last]
+    check(this, [step for step in todo if step in again or not this.is_done(step)])
     if redo is not None and rank_and_world()[0] == 0:
         _remove(this, redo)
     wait_for_all_ranks(recipe.device)
-    for step in this.steps:
-        _compare(this, step, {"fields": fields_of(recipe, step)})  # before any work, and before anything is loaded
     settle(this)
-    last = STAGES.index(until or recipe.stages[-1])
-    for step in this.steps:
-        if STAGES.index(step.stage) <= last:
-            _step(this, step)
+    for step in todo:
+        _step(this, step)
     return this
 
 
@@ -220,17 +225,23 @@ class writing:  # noqa: N801 -- used like a function
 
 def _compare(this: Run, step: Step, needs: Mapping[str, Any]) -> None:
     """Stop where the step was begun with other inputs than `needs`, naming the first that differs."""
-    begun = read_json(this.path(step) / INPUTS)
-    if begun is None:
-        return
     way = f"stage {step.stage} in {this.path(step)} was made with the former; use another --out, or --redo {step.stage}"
+    for change in changes(this, step, needs):
+        raise OutskirtsError(f"{change}: {way}")
+
+
+def changes(this: Run, step: Step, needs: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between `needs` and the inputs that the step was begun with, in words; nothing where it has left nothing yet."""
+    begun, folder = read_json(this.path(step) / INPUTS), this.path(step)
+    if begun is None or not any(p.is_file() and p != folder / INPUTS for p in folder.rglob("*")):
+        return
     needs = json.loads(json.dumps(needs))
     for name, (old, new) in _differences(begun["fields"], needs["fields"]):
-        raise OutskirtsError(f"{name} was {old}, is {new}: {way}")
+        yield f"{name} was {old}, is {new}"
     for name, _ in _differences(begun["images"], needs.get("images", begun["images"])):
-        raise OutskirtsError(f"{this.inputs.describe(name)} changed since: {way}")
+        yield f"{this.inputs.describe(name)} changed since"
     for name, _ in _differences(begun["steps"], needs.get("steps", begun["steps"])):
-        raise OutskirtsError(f"what {this.folder / name} holds changed since: {way}")
+        yield f"what {this.folder / name} holds changed since"
 
 
 def _differences(old: Mapping, new: Mapping) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from outskirts.errors import OutskirtsError
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "none"}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "none",
+    Mapping: 'a JSON object, e.g. {"a": 1}',
+}
 
 
 def check_types(settings) -> None:
@@ -56,7 +63,7 @@ def describe(hint) -> str:
             if many
             else f"{len(args)} values separated by a comma"
         )
-    return WORDS.get(hint, f"a {(origin or hint).__name__}")
+    return WORDS.get(origin or hint, f"a {(origin or hint).__name__}")
 
 
 def parse(text: str, hint) -> Any:

@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from outskirts.errors import OutskirtsError
@@ -23,14 +23,27 @@ def lines(shelf: str) -> Iterator[str]:
         yield f"{name:{max(map(len, known))}}  {sentence(ast.get_docstring(ast.parse(source)) or '')}"
 
 
+def all_lines() -> Iterator[str]:
+    """Every shelf, its name above its lines."""
+    for i, shelf in enumerate(("recipes", "synth", "scores")):
+        yield from ("",) * (i > 0)
+        yield f"{shelf}:"
+        yield from (f"  {line}" for line in lines(shelf))
+
+
 def sentence(text: str) -> str:
     """The first line of a docstring."""
     return text.strip().partition("\n")[0]
 
 
-def settings_text(verb: str) -> str:
-    """The fields of `fit-classifier` or `fit-diffusion`, with defaults and meaning."""
-    return "\n".join(_fields(VERBS[verb](), ""))
+def settings_text(verb: str, fields: Sequence[str] = ()) -> str:
+    """The fields of `fit-classifier` or `fit-diffusion` with value and meaning; `fields` are FIELD=VALUE texts that change them."""
+    settings = VERBS[verb]()
+    if fields:
+        from outskirts.fit_verbs import changed  # loads torch
+
+        settings = changed(settings, fields, verb)
+    return "\n".join(_fields(settings, ""))
 
 
 def recipe_text(recipe: Recipe) -> str:

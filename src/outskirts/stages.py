@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from outskirts.denoisers import SHIPPED, _index
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
 from outskirts.inputs import CLASSIFIER, DIFFUSION, device
 from outskirts.models import load_classifier
-from outskirts.recipe import Recipe
+from outskirts.recipe import Recipe, labelled
 from outskirts.run import DONE, Run, Step, read_json, settle
 from outskirts.store import Store
-from outskirts.synthesis import synthesize
+from outskirts.synthesis import build_for, synthesize
 
 SYNTH, NOISE, TRAIN, BENCH, REPORT = "3-synth", "3-synth-noise", "5-train", "6-bench", "7-report"
 ID_FIELDS = ("id", "classes", "id_test", "id_val", "size", "seed")
@@ -60,6 +61,28 @@ def steps(recipe: Recipe) -> list[Step]:
     found.append(_step("bench", BENCH, bench, _bench, data, tests, classifier, read))
     found.append(_step("report", REPORT, (), _report, Source((), (BENCH,))))
     return [s for s in found if s.stage in recipe.stages]
+
+
+def check(run: Run, todo: Sequence[Step]) -> None:
+    """Raise OutskirtsError for what would only fail in a later step of `todo`, where finding it early costs little."""
+    r, stages = run.recipe, {step.stage for step in todo}
+    if "synth" in stages and r.outliers is None:
+        synthesizer = build_for(run, r.synth, r.synth_with)()
+        model = getattr(synthesizer, "diffusion", None)
+        if isinstance(model, str) and (r.diffusion != "fit" or model != run.inputs.diffusion):
+            _index(SHIPPED / model if (SHIPPED / model).is_dir() else model, model)
+    if "bench" in stages:
+        from outskirts.bench import make_scores
+
+        if not (*r.near, *r.far):
+            raise OutskirtsError("near and far are both empty, so bench has no OOD test set; give one, e.g. far=noise")
+        names, n = dict(map(labelled, r.scores)), len(run.inputs.parts["train"])
+        for label, score in make_scores(r):
+            if names[label] in ("knn", "unified") and not 1 <= score.k <= n:
+                raise OutskirtsError(
+                    f"score.{label}.k is {score.k}, but there are {n} training images; give 1 to {n}, e.g. score.{label}.k={min(50, n)}"
+                )
+        _ = run.inputs.ood  # every set is loaded
 
 
 class Source(NamedTuple):

@@ -1,7 +1,9 @@
 """Make the outliers of a run: fit the synthesizer, keep what its search found, spread its requests, fill the store."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,15 @@ from outskirts.types import Outlier, Request
 
 BATCH = 64
 """Outliers made at a time where the synthesizer has no `batch_size`."""
+NAMED = 8
+"""Failed requests that the warning lists."""
+log = logging.getLogger("outskirts")
 
 
 def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int | None) -> None:
     """Fit the synthesizer `name`, record what it found in fit.json, and fill the store below `out`."""
     r, parts = run.recipe, run.inputs.parts
-    make = build(name, {"diffusion": run.inputs.diffusion, "device": device(r.device), **options}, options)
+    make = build_for(run, name, options)
 
     def fitted():
         return fit(make(), parts["train"], parts["val"], run.inputs.classifier().frozen(), out / "fit.json", r)
@@ -46,10 +51,20 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
     fan_out(lambda: recoding(ready(), r.recode), todo, open_store, workers=run.workers, progress=run.progress)
     wait_for_all_ranks(r.device)
     failed = open_store().failed()
+    if 0 < len(failed) < len(requests) and rank_and_world()[0] == 0:
+        log.warning("%s", _failures(failed, len(requests)))
     if len(failed) == len(requests):
         raise OutskirtsError(
             f"none of {len(requests)} outliers could be made: {next(iter(failed.values()))}; change the synthesizer's settings and --redo synth"
         )
+
+
+def _failures(failed: Mapping[int, str], n: int) -> str:
+    """How many of `n` outliers failed, which, and why, in one line."""
+    reasons = Counter(" ".join(reason.split()) for reason in failed.values()).most_common()
+    ids, also = sorted(failed), f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
+    which = ", ".join(map(str, ids[:NAMED])) + (", ..." if len(ids) > NAMED else "")
+    return f"{len(ids)} of {n} outliers failed: requests {which}: {reasons[0][0]}{also}"
 
 
 def recoding(synthesizer: Maker, codec: str | None) -> Maker:
@@ -60,6 +75,11 @@ def recoding(synthesizer: Maker, codec: str | None) -> Maker:
             yield outlier if outlier.image is None else replace(outlier, image=recode(outlier.image, codec))
 
     return synthesizer if codec is None else recoded
+
+
+def build_for(run: Run, name: str, options: Mapping[str, Any]) -> Callable[[], Any]:
+    """`build` with the run's diffusion model and device, where `options` names no other."""
+    return build(name, {"diffusion": run.inputs.diffusion, "device": device(run.recipe.device)}, dict(options))
 
 
 def build(name: str, defaults: dict[str, Any], options: dict[str, Any]) -> Callable[[], Any]:

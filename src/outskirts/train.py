@@ -60,8 +60,8 @@ def train(
     and after, and `inverted`, true where outliers do not end with the higher energy.
 
     Depends on `seed` and nothing else that is random; stopped and called again with the same arguments it continues
-    after the last whole epoch. `device` is `auto` or `cpu`, `precision` `fp32` or `bf16`. Raises OutskirtsError for classes that do not match, no outliers, a loss that is no
-    longer finite.
+    after the last whole epoch. `device` is `auto`, `cpu`, `cuda:1`, ..., `precision` `fp32` or `bf16`. Raises
+    OutskirtsError for classes that do not match, no outliers, a loss that is no longer finite.
     """
     check_classes(classifier, train)
     _check_outliers(classifier, outliers)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scipy import stats
 
-from outskirts.wording import NOISE, PLAIN, finite, label, signed
+from outskirts.wording import NOISE, PLAIN, finite, label, pct, signed
 
 METRICS = {"auroc": True, "fpr95_id": False, "fpr95_ood": False, "aupr_in": True, "aupr_out": True}
 """Metric -> True where higher is better."""
@@ -170,6 +170,7 @@ def verdict(comparisons: Sequence[Mapping], method: str) -> dict:
             for c in mine
             if c["place"] in MEANS and c["metric"] in ("auroc", "fpr95_id") and c["verdict"] != main["verdict"]
         ]
+    exceptions += _plain_alone(comparisons, method, score)
     joint = " and " if len({c["verdict"] for c in clauses}) == 1 else ", but "
     said = joint.join(c["text"] + (f" ({c['points']})" if c["points"] else "") for c in clauses)
     return {
@@ -183,6 +184,24 @@ def verdict(comparisons: Sequence[Mapping], method: str) -> dict:
         "clauses": clauses,
         "exceptions": exceptions,
     }
+
+
+def _plain_alone(comparisons: Sequence[Mapping], method: str, score: str | None) -> list[str]:
+    """The best that a post-hoc score of the plain classifier reaches, where the method's headline stays below it."""
+    known = {
+        c["score"]: c
+        for c in comparisons
+        if (c["method"], c["baseline"], c["place"], c["metric"]) == (method, PLAIN, "mean-all", "auroc")
+        and c["score"] == c["baseline_score"]
+        and not c["transductive"]
+        and finite(c["before"])
+    }
+    top = max(known.values(), key=lambda c: c["before"], default=None)
+    if top is None or score not in known or not finite(after := known[score]["after"]) or top["before"] <= after:
+        return []
+    return [
+        f"the {label(PLAIN)}'s {label(top['score'])} score alone reaches {pct(top['before'])}, {label(method)} {pct(after)}"
+    ]
 
 
 def _points(c: Mapping) -> str:

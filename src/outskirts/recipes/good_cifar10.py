@@ -3,7 +3,7 @@
     outskirts run good_cifar10 --out runs/good_cifar10
 
 Reads the image pack in ../shared/data and the diffusion model in weights/cifar10-diffusion, both relative to where it is
-started. Elsewhere: id=torchvision:cifar10:train id_test=torchvision:cifar10:test and your own near= and far= sets;
+started. Elsewhere: id=torchvision:CIFAR10:train id_test=torchvision:CIFAR10:test and your own near= and far= sets;
 diffusion=fit trains the model on the spot (hours on a CPU, minutes on a GPU). Results are in results/good_cifar10_*.json.
 """
 

@@ -4,17 +4,21 @@ The papers' 0.1 to 5 belong to Stable Diffusion with one ResNet-34. On a small c
 cross the boundary, and too strong a push falls back (adversarial saturation), so the first crossing is what counts.
 """
 
+import logging
 import math
+import sys
 from typing import Any
 
 import torch
 
+from outskirts.progress import track
 from outskirts.scores.knn import auto_scale
 from outskirts.synth._shared import seed_of
 from outskirts.types import Outputs
 
-STRENGTHS = [2.0**e for e in range(-9, 4)]
-"""Units tried, in two rounds: these, then a finer grid around the first crossing."""
+STRENGTHS = [0.0, *(2.0**e for e in range(-9, 4))]
+"""Units tried, in two rounds: these, then a finer grid below the first crossing."""
+log = logging.getLogger("outskirts")
 
 
 def units(synthesizer, val, outputs: Outputs) -> dict[str, Any]:
@@ -22,15 +26,20 @@ def units(synthesizer, val, outputs: Outputs) -> dict[str, Any]:
     state: dict[str, Any] = {}
     synthesizer.state = state
     if synthesizer.knn is not None:
-        few = next(iter(val.batches(256)))[0].to(synthesizer.device)
+        few = next(iter(val.batches(256, size=synthesizer.classifier.size)))[0].to(synthesizer.device)
         measured = synthesizer.knn_scale or auto_scale(synthesizer.classifier, few, synthesizer.energy, synthesizer.knn)
         state["knn_scale"] = measured
+    for name, score in (("image", synthesizer.energy), ("feature", synthesizer.knn)):
+        if score is not None:
+            state[f"{name}_aim"] = float(torch.quantile(score(outputs).double(), synthesizer.quantile))
     for target in synthesizer.guidance:
-        values = score_of(synthesizer, target)(outputs).double()
-        aim = float(torch.quantile(values, synthesizer.quantile))
+        aim = state["feature_aim" if target == "feature" else "image_aim"]
         state[target] = {"target": aim, "quantile": synthesizer.quantile, "unit": 1.0, "strength": synthesizer.strength}
-        if synthesizer.strength == "auto" and synthesizer.toward == "ood":
+    if synthesizer.strength == "auto":
+        toward, synthesizer.toward = synthesizer.toward, "ood"  # one unit for both directions
+        for target in synthesizer.guidance:
             state[target] |= find_unit(synthesizer, target)
+        synthesizer.toward = toward
     return state
 
 
@@ -43,18 +52,26 @@ def find_unit(synthesizer, target: str) -> dict:
     """The unit u at which requests of the grid's middle, rho = mu = u, have the median score that `quantile` of ID stays under.
 
     Every strength is tried on the same requests (the same noise), many in a batch. Returns unit, reached, and the curve
-    [{strength, median}] of both rounds. Where no strength reaches it, the unit is the one that came closest.
+    [{strength, median}] of both rounds. Where no strength reaches it, the unit is the one that came closest; where the
+    unguided samples lie beyond it already (`already`: a poor diffusion model), the unit is the smallest one tried.
     """
     aim = synthesizer.state[target]["target"]
     curve = _medians(synthesizer, target, STRENGTHS)
     low, high = _first_crossing(curve, aim)
+    if high == 0:
+        log.warning(
+            "unguided samples of %s already lie beyond what %g %% of held-out ID images stay under (%s guidance): the diffusion "
+            "model is poor, or far from these images",
+            synthesizer.diffusion, 100 * synthesizer.quantile, target,
+        )  # fmt: skip
+        return _result(STRENGTHS[1], curve, reached=True, already=True)
     if high is None:
-        best = max(curve, key=lambda point: point[1])
+        best = max(curve[1:], key=lambda point: point[1])
         return _result(best[0], curve, reached=False)
-    if low is not None:
-        curve += _medians(synthesizer, target, [low * (high / low) ** f for f in (0.25, 0.5, 0.75)])
-        low, high = _first_crossing(curve, aim)
-    unit = high if low is None else _interpolate(dict(curve), low, high, aim)
+    ratio = high / low if low else 16.0  # between 0 and the weakest one tried: look four octaves below
+    curve += _medians(synthesizer, target, [high / ratio * ratio**f for f in (0.25, 0.5, 0.75)])
+    low, high = _first_crossing(curve, aim)
+    unit = _interpolate(dict(curve), low, high, aim) if low else high
     return _result(unit, curve, reached=True)
 
 
@@ -63,10 +80,12 @@ def _medians(synthesizer, target: str, strengths: list[float]) -> list[tuple[flo
     score = score_of(synthesizer, target)
     K, n = len(synthesizer.classes), synthesizer.probe
     dials = {"target": target, "rho": 1.0, "mu": 1.0}
-    few = [synthesizer._request(i, seed_of(0, i), i % K, dials) for i in range(n)]
+    labels = [i * K // n if n < K else i % K for i in range(n)]  # spread over all classes
+    few = [synthesizer._request(i, seed_of(0, i), y, dials) for i, y in enumerate(labels)]
     jobs = [(request, s) for s in strengths for request in few]
     values = []
-    for start in range(0, len(jobs), synthesizer.batch_size):
+    starts = range(0, len(jobs), synthesizer.batch_size)
+    for start in track(starts, f"strength of {target} guidance", show=sys.stderr.isatty()):
         part = jobs[start : start + synthesizer.batch_size]
         requests = [request for request, _ in part]
         u = torch.tensor([s for _, s in part])
@@ -93,5 +112,10 @@ def _interpolate(curve: dict[float, float], low: float, high: float, aim: float)
     return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
 
 
-def _result(unit: float, curve: list[tuple[float, float]], *, reached: bool) -> dict:
-    return {"unit": unit, "reached": reached, "curve": [{"strength": s, "median": v} for s, v in sorted(curve)]}
+def _result(unit: float, curve: list[tuple[float, float]], *, reached: bool, already: bool = False) -> dict:
+    return {
+        "unit": unit,
+        "reached": reached,
+        "already": already,
+        "curve": [{"strength": s, "median": v} for s, v in sorted(curve)],
+    }

@@ -5,6 +5,7 @@ nearest training feature (feature level, eq. 6), through training-free guidance,
 docs/papers/good.md maps equations to symbols and lists where we depart.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -20,6 +21,7 @@ from outskirts.evaluate import collect
 from outskirts.guide import Target, band, cfg, clip, tfg
 from outskirts.scores.energy import Score as Energy
 from outskirts.scores.knn import Score as KNN
+from outskirts.settings import check_above, check_at_least, check_at_most, check_types
 from outskirts.synth._shared import as_outliers, seed_of
 from outskirts.synth._strength import units
 from outskirts.types import Outlier, Request
@@ -50,7 +52,8 @@ class Synthesizer:
     images_per_value: int = 15
     """Per class, feature level."""
     strength: Literal["auto", "literal"] = "auto"
-    """auto: the grid is multiplied by the unit at which its middle reaches what `quantile` of held-out ID images stay under."""
+    """auto: the grid is multiplied by the unit at which its middle, guided towards OOD, reaches what `quantile` of held-out ID
+    images stay under; the same unit serves toward="id". literal: the numbers as they are."""
     quantile: float = 0.95
     """Of held-out ID energies (or kNN distances), for strength="auto" and for the band."""
     probe: int = 16
@@ -92,8 +95,8 @@ class Synthesizer:
     batch_size: int = 32
     """Outliers sampled at a time."""
     device: str = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the denoising network; scores are always fp32."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the denoising network and the guidance decoder; scores are always fp32."""
     compile: bool = False
     """torch.compile the denoising network: worth it for long runs on a GPU."""
     tiny_vae: str | None = None
@@ -105,14 +108,29 @@ class Synthesizer:
 
     requires: ClassVar[frozenset[str]] = frozenset({"label", "classifier"})
 
+    def __post_init__(self):
+        check_types(self)
+        wrong = set(self.guidance) - {IMAGE, FEATURE, BOTH}
+        if wrong or not self.guidance:
+            raise OutskirtsError(f"guidance={self.guidance}; accepted: some of image, feature, both")
+        counts = ("images_per_pair", "images_per_value", "probe", "k", "steps", "reference_steps", "draws")
+        check_above(self, 0, *counts, "iterations", "recurrences", "every", "batch_size", "quantile")
+        check_at_least(self, 0, "band_width", "knn_scale", "eta", "guidance_scale", "sigma_image", "sigma_feature")
+        check_at_most(self, 1, "quantile")
+        for name in ("image_grid", "feature_grid"):
+            values = getattr(self, name)
+            if not values or not all(math.isfinite(v) and v >= 0 for v in values):
+                raise OutskirtsError(f"{name} is {values}; give one or more strengths, each 0 or above")
+        if self.band_width and self.toward == "id":
+            raise OutskirtsError(
+                "band_width aims at one value from both sides, toward=id at the low end; give one of them"
+            )
+
     def fit(self, images, classifier, *, val=None, state: Mapping[str, Any] | None = None) -> "Synthesizer":
         """Loads the diffusion model, builds the kNN bank from `images`, and finds the units of strength on `val`.
 
         `state` is what an earlier fit left in `self.state` (plain numbers): with it nothing is searched again.
         """
-        wrong = set(self.guidance) - {IMAGE, FEATURE, BOTH}
-        if wrong or not self.guidance:
-            raise OutskirtsError(f"guidance={self.guidance}; accepted: some of image, feature, both")
         self.classifier = classifier.to(self.device).frozen()
         options = {"tiny_vae": self.tiny_vae, "image_size": self.image_size, "checkpointing": self.checkpointing}
         self.model = load_diffusion(
@@ -125,7 +143,7 @@ class Synthesizer:
         outputs = collect(self.classifier, val)
         if {FEATURE, BOTH} & set(self.guidance):
             train = collect(self.classifier, images)
-            self.knn = KNN(k=min(self.k, len(train))).fit(train, images.labels)
+            self.knn = KNN(k=self.k).fit(train, images.labels)
         self.state = dict(state) if state else units(self, val, outputs)
         return self
 
@@ -139,8 +157,8 @@ class Synthesizer:
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[Outlier]:
         x0 = self.sample(requests, self.strengths(requests))
-        with torch.no_grad():
-            images = self.model.decode(x0)
+        with torch.no_grad():  # a few at a time: the full VAE at 512 px is the largest thing in memory
+            images = torch.cat([self.model.decode(part) for part in x0.split(8)])
         yield from as_outliers(requests, images, self.classifier, self.knn)
 
     def strengths(self, requests: Sequence[Request]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
@@ -183,9 +201,7 @@ class Synthesizer:
     def target(self, requests: Sequence[Request]) -> Target:
         """log f of a mixed batch: energy, s D_k, or their sum, whichever each request asks for; one pass for all."""
         kinds = [r.dials["target"] for r in requests]
-        on = {
-            t: torch.tensor([k in (t, BOTH) for k in kinds], device=self.model.device).float() for t in (IMAGE, FEATURE)
-        }
+        on = {t: torch.tensor([k in (t, BOTH) for k in kinds], device=self.model.device) for t in (IMAGE, FEATURE)}
         sign = 1.0 if self.toward == "ood" else -1.0
 
         def log_f(x0: Tensor) -> Tensor:
@@ -196,10 +212,11 @@ class Synthesizer:
                     continue
                 value = score(outputs)
                 if self.band_width > 0:
-                    value = band(value, self.state[name]["target"], self.band_width)
+                    value = band(value, self.state[f"{name}_aim"], self.band_width)
                 else:
                     value = sign * s * value  # GOOD eq. 3, eq. 6
-                total = total + on[name].repeat(len(x0) // len(requests)) * value
+                # where, not times: a value that is not finite stays with the samples that asked for it
+                total = total + torch.where(on[name].repeat(len(x0) // len(requests)), value, 0.0)
             return total
 
         return log_f

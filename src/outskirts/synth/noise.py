@@ -22,7 +22,7 @@ class Synthesizer:
     requires: ClassVar[frozenset[str]] = frozenset()
 
     def fit(self, images, classifier=None, *, val=None) -> "Synthesizer":
-        x = next(iter(images.batches(512)))[0]
+        x = next(iter(images.batches(512, size=images.size or getattr(classifier, "size", None))))[0]
         self.size_, self.grey_ = tuple(x.shape[-2:]), bool((x[:, :1] == x).all())
         self.mean_, self.std_ = x.mean((0, 2, 3)), x.std((0, 2, 3))
         self.state = {"mean": self.mean_.tolist(), "std": self.std_.tolist()}
