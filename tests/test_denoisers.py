@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
-from outskirts.denoisers import load_diffusion
 from outskirts.diffuse import Noise, sample
 from outskirts.errors import OutskirtsError
 from outskirts.guide import cfg, tfg
+from outskirts.load_diffusion import load_diffusion
 from outskirts.scores.energy import Score as Energy
 from outskirts.types import Outputs
 from tiny import tiny_pixel, tiny_stable_diffusion, tiny_vae

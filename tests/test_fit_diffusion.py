@@ -9,11 +9,11 @@ from PIL import Image
 from outskirts import fit_diffusion as module
 from outskirts import fit_verbs
 from outskirts.data import Images
-from outskirts.denoisers import load_diffusion
 from outskirts.diffuse import Noise, sample
 from outskirts.errors import OutskirtsError
 from outskirts.fit_diffusion import fit_diffusion
 from outskirts.guide import cfg, clip
+from outskirts.load_diffusion import load_diffusion
 from outskirts.loop import accelerator
 from outskirts.recipe import DiffusionSettings
 from tiny import tiny_pixel

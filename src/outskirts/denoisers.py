@@ -1,20 +1,16 @@
 """Diffusion models as predictors: pixel (UNet2DModel), patch-coded pixel, and latent (Stable Diffusion 1.x / 2.x).
 
 Each is called as model(x_t, level, cond) -> Prediction and knows how to decode x0 to images in [0, 1] with a gradient, and
-which conditions its labels or prompts are. `load_diffusion` recognises the kind from a diffusers folder or Hub id.
+which conditions its labels or prompts are. `load_diffusion.py` makes one from a diffusers folder or Hub id.
 """
 
 import contextlib
-import json
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from outskirts.codec import PatchPCA
 from outskirts.diffuse import ddim_levels, prediction
 from outskirts.errors import OutskirtsError
 from outskirts.types import Level, Prediction
@@ -23,7 +19,6 @@ PRECISIONS = {
     "fp32": None,
     "bf16": torch.bfloat16,
 }  # no fp16: guidance has no loss scale to keep its gradient from vanishing
-SHIPPED = Path(__file__).parent / "weights"
 
 
 class Denoiser:
@@ -194,108 +189,3 @@ class LatentDiffusion(Denoiser):
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 4 h w"]:
         """The mean of the posterior, scaled as the UNet sees it."""
         return self.vae.encode(images * 2 - 1).latent_dist.mean * self.vae.config.scaling_factor
-
-
-def load_diffusion(
-    name: str,
-    *,
-    device: str = "cpu",
-    precision: str = "fp32",
-    compile: bool = False,
-    tiny_vae: str | None = None,
-    image_size: int | None = None,
-    checkpointing: bool = False,
-) -> PixelDiffusion | LatentDiffusion:
-    """The diffusion model called `name`: `digits` (ships with the package), a diffusers folder, or a Hub id.
-
-    Safetensors only: a pickle is refused. Latent models take tiny_vae (a folder or id such as madebyollin/taesd),
-    image_size and checkpointing; a pixel model given them is an error.
-    """
-    source = SHIPPED / name if name.isidentifier() and (SHIPPED / name).is_dir() else name
-    index = _index(source, name)
-    kwargs = {"precision": precision, "compile": compile}
-    if "vae" in index:
-        return _load_latent(
-            source, name, device, tiny_vae, image_size=image_size, checkpointing=checkpointing, **kwargs
-        )
-    given = {"tiny_vae": tiny_vae, "image_size": image_size, "checkpointing": checkpointing or None}
-    if any(v is not None for v in given.values()):
-        wrong = next(k for k, v in given.items() if v is not None)
-        raise OutskirtsError(f"{wrong} was given, but {name!r} is a pixel model; only latent models take it")
-    return (
-        _load_pixel(Path(source), name, device, **kwargs)
-        if Path(source).is_dir()
-        else _load_pixel(source, name, device, **kwargs)
-    )
-
-
-def _load_pixel(source, name: str, device: str, **kwargs) -> PixelDiffusion:
-    from diffusers import DDIMScheduler, UNet2DModel
-
-    with _reading(name):
-        unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32)
-        config = DDIMScheduler.load_config(source, subfolder="scheduler")
-    facts, codec = {}, None
-    if Path(source).is_dir():
-        if (Path(source) / "outskirts.json").exists():
-            facts = json.loads((Path(source) / "outskirts.json").read_text())
-        if (Path(source) / "codec").is_dir():
-            codec = PatchPCA.load(Path(source) / "codec")
-    return PixelDiffusion(
-        unet.to(device),
-        config,
-        codec=codec,
-        classes=facts.get("classes", ()),
-        null_label=facts.get("null_label"),
-        **kwargs,
-    )
-
-
-def _load_latent(source, name: str, device: str, tiny_vae: str | None, **kwargs) -> LatentDiffusion:
-    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    weights = {"use_safetensors": True, "torch_dtype": torch.float32}
-    with _reading(name):
-        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **weights).to(device)
-        vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **weights)
-        text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", use_safetensors=True)
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-        config = DDIMScheduler.load_config(source, subfolder="scheduler")
-    with _reading(tiny_vae or ""):
-        tiny = AutoencoderTiny.from_pretrained(tiny_vae, **weights) if tiny_vae else None
-    return LatentDiffusion(unet, vae, text_encoder, tokenizer, config, tiny_vae=tiny, **kwargs)
-
-
-def _index(source, name: str) -> dict:
-    from diffusers import DiffusionPipeline
-
-    path = Path(source)
-    if path.is_dir() and not (path / "model_index.json").exists():
-        raise OutskirtsError(f"diffusion folder {name!r} has no model_index.json; give a diffusers folder or a Hub id")
-    if not path.is_dir() and "/" not in name:
-        raise OutskirtsError(
-            f"no diffusion model {name!r}: there is no such folder; give `digits`, a diffusers folder or a Hub id, OWNER/NAME"
-        )
-    unet = path / "unet"
-    if unet.is_dir() and not list(unet.glob("*.safetensors")):
-        pickles = ", ".join(p.name for p in [*unet.glob("*.bin"), *unet.glob("*.ckpt"), *unet.glob("*.pt")])
-        found = f"only pickled weights ({pickles}), which are not read" if pickles else "no weights"
-        raise OutskirtsError(f"diffusion folder {name!r} has {found} in unet/; save it with safe_serialization=True")
-    with _reading(name):
-        return DiffusionPipeline.load_config(source)
-
-
-@contextlib.contextmanager
-def _reading(name: str):
-    """Library errors about missing or unsafe files, in one line of ours."""
-    for library in ("huggingface_hub", "diffusers"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # they tell the same in many lines before they raise
-    try:
-        yield
-    except (OSError, ValueError) as e:
-        first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise OutskirtsError(
-            f"cannot load diffusion model {name!r} ({first[:200]}); give a diffusers folder with safetensors weights, a Hub id "
-            "that is cached or can be reached, or `digits`"
-        ) from e

@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from outskirts.codec import PatchPCA
-from outskirts.denoisers import PixelDiffusion, load_diffusion
+from outskirts.denoisers import PixelDiffusion
 from outskirts.diffuse import Noise, sample
 from outskirts.errors import OutskirtsError
 from outskirts.files import writable
 from outskirts.guide import cfg, clip
+from outskirts.load_diffusion import load_diffusion
 from outskirts.loop import accelerator as accelerator_on
 from outskirts.loop import require_same
 from outskirts.progress import bar

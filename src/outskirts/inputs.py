@@ -8,9 +8,9 @@ import torch
 
 from outskirts import images as image_sets
 from outskirts.data import load, require_labels, split
-from outskirts.denoisers import SHIPPED
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
+from outskirts.load_diffusion import SHIPPED
 from outskirts.models import Classifier, check_classes, load_classifier
 from outskirts.recipe import Recipe, labelled
 from outskirts.stamp import folder_hashes, short_hash

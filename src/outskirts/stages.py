@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from outskirts.denoisers import SHIPPED, _index
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
 from outskirts.inputs import CLASSIFIER, DIFFUSION, device
+from outskirts.load_diffusion import SHIPPED, read_index
 from outskirts.models import load_classifier
 from outskirts.recipe import Recipe, labelled
 from outskirts.run import DONE, Run, Step, read_json, settle
@@ -70,7 +70,7 @@ def check(run: Run, todo: Sequence[Step]) -> None:
         synthesizer = build_for(run, r.synth, r.synth_with)()
         model = getattr(synthesizer, "diffusion", None)
         if isinstance(model, str) and (r.diffusion != "fit" or model != run.inputs.diffusion):
-            _index(SHIPPED / model if (SHIPPED / model).is_dir() else model, model)
+            read_index(SHIPPED / model if (SHIPPED / model).is_dir() else model, model)
     if "bench" in stages:
         from outskirts.bench import make_scores
 

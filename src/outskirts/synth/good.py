@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outskirts.denoisers import load_diffusion
 from outskirts.diffuse import Noise, sample
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
 from outskirts.guide import Target, band, cfg, clip, tfg
+from outskirts.load_diffusion import load_diffusion
 from outskirts.scores.energy import Score as Energy
 from outskirts.scores.knn import Score as KNN
 from outskirts.settings import check_above, check_at_least, check_at_most, check_types
