@@ -89,7 +89,7 @@ _verb("run", None, """Run a recipe: every stage, from images to the report.
     \b
     outskirts run quickstart
     outskirts run quickstart --out runs/q seeds=0,1 train.epochs=3
-    outskirts run quickstart --dry-run id=folder:my_images classes=cat,dog diffusion=fit
+    outskirts run own --dry-run id=folder:my_images classes=cat,dog near=folder:others
     outskirts run runs/q --redo train""" + RECIPE)  # fmt: skip
 _verb("synth", "synth", """Make the outliers of a recipe, and the models that they need.
 
