@@ -1,4 +1,7 @@
-"""What guidance costs: guided against unguided steps, and the shared gradient against a plain two-gradient step.
+"""What guidance costs: guided against unguided steps, and the shared gradient against two plain forms of the same step.
+
+`two gradients` differentiates the target twice, once for each push; `separate passes` also computes the unguided prediction
+of the step, the graph of the rho push and the mu push each on their own, as algorithm 1 reads.
 
     python benchmarks/guidance.py --json results/guidance_cpu.json
     python benchmarks/guidance.py --stable-diffusion --device cuda --json results/guidance_sd_gpu.json
@@ -19,6 +22,7 @@ import torch
 from outskirts.denoisers import LatentDiffusion, PixelDiffusion
 from outskirts.diffuse import Noise
 from outskirts.guide import cfg, clip, score_target, tfg
+from outskirts.load_diffusion import load_diffusion
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.scores.energy import Score as Energy
@@ -44,7 +48,7 @@ def main(stable_diffusion, device, batch, precision, json_):
 
 
 def _small(device: str, batch: int | None, precision: str) -> dict:
-    """A 32x32 pixel UNet and the small ResNet, rho and mu both on."""
+    """rho and mu both on: the quickstart's own models, and a 32x32 pixel UNet with the small and the tiny ResNet."""
     from diffusers import DDIMScheduler, UNet2DModel
 
     batch = batch or 32
@@ -55,10 +59,17 @@ def _small(device: str, batch: int | None, precision: str) -> dict:
     model = PixelDiffusion(
         unet.to(device, memory_format=torch.channels_last), DDIMScheduler().config, precision=precision
     )
-    classifier = _classifier("resnet_small", 32).to(device)
-    return {"what": "guided step, 32x32 pixel model (UNet 32-64-64, ResNet-small)", "batch": batch} | _ratios(
-        clip(cfg(model, None)), score_target(Energy(), classifier, model.decode), model, batch
-    )
+    digits = load_diffusion("digits", device=device, precision=precision)
+    facts = {"what": "guided step, small pixel models", "batch": batch, "precision": precision}
+    for name, m, arch, side in (
+        ("32x32 UNet 32-64-64, ResNet-small", model, "resnet_small", 32),
+        ("32x32 UNet 32-64-64, ResNet-tiny", model, "resnet_tiny", 32),
+        ("quickstart: digits, ResNet-tiny", digits, "resnet_tiny", 8),
+    ):
+        predictor = clip(cfg(m, m.condition(labels=[0] * batch)[0]))
+        target = score_target(Energy(), _classifier(arch, side).to(device), m.decode)
+        facts[name] = _ratios(predictor, target, m, batch)
+    return facts
 
 
 def _stable_diffusion(device: str, batch: int | None, precision: str) -> dict:
@@ -107,6 +118,7 @@ def _ratios(predictor, target, model, batch: int) -> dict:
         "guided": tfg(predictor, target, levels, rho=0.1, mu=0.1),
         "mu only": tfg(predictor, target, levels, mu=0.1),
         "two gradients": _two_gradients(predictor, target, rho=0.1, mu=0.1),
+        "separate passes": _separate_passes(predictor, target, rho=0.1, mu=0.1),
     }
     torch.testing.assert_close(  # the same step, so that the comparison is fair
         steps["guided"](x, level).shift,
@@ -125,6 +137,7 @@ def _ratios(predictor, target, model, batch: int) -> dict:
         "guided / unguided": round(median["guided"] / median["unguided"], 2),
         "mu only / unguided": round(median["mu only"] / median["unguided"], 2),
         "two gradients / shared": round(median["two gradients"] / median["guided"], 2),
+        "separate passes / shared": round(median["separate passes"] / median["guided"], 2),
         **({"peak GiB": memory} if memory else {}),
     }
 
@@ -161,6 +174,17 @@ def _two_gradients(predictor, target, *, rho: float, mu: float):
         delta_0 = mu * torch.autograd.grad(target(n).sum(), n)[0]
         shift = delta_t / math.sqrt(level.alpha) + math.sqrt(level.abar_prev) * delta_0
         return Prediction(p.x0.detach(), p.eps.detach(), shift)
+
+    return guided
+
+
+def _separate_passes(predictor, target, *, rho: float, mu: float):
+    """Each part of the step on its own."""
+    pushes = _two_gradients(predictor, target, rho=rho, mu=mu)
+
+    def guided(x, level):
+        p = predictor(x, level)
+        return Prediction(p.x0, p.eps, pushes(x, level).shift)
 
     return guided
 

@@ -27,7 +27,8 @@ class Denoiser:
     def __init__(self, unet, scheduler_config: Mapping, *, precision: str = "fp32", compile: bool = False):
         if precision not in PRECISIONS:
             raise OutskirtsError(f"precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
-        self.unet = unet.eval().requires_grad_(False)
+        # channels last: convolutions are faster so, forward and backward, on CPUs and on GPUs
+        self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.scheduler_config = dict(scheduler_config)
         self.kind = self.scheduler_config.get("prediction_type", "epsilon")
         self.autocast = PRECISIONS[precision]
@@ -46,6 +47,7 @@ class Denoiser:
 
     def _predict(self, x: Tensor, level: Level, **conditions) -> Prediction:
         t = torch.full((len(x),), level.t, device=x.device, dtype=torch.long)
+        x = x.contiguous(memory_format=torch.channels_last)
         with self.cast():
             output = self.network(x, t, **conditions).sample
         return prediction(output.to(x.dtype), x, level, self.kind)
