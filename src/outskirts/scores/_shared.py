@@ -1,9 +1,29 @@
 """What several scores need. Not a score: names that begin with an underscore are not on the shelf."""
 
+from typing import ClassVar
+
+from jaxtyping import Int
 from torch import Tensor, float32, promote_types
 
 from outskirts.errors import OutskirtsError
 from outskirts.types import Outputs
+
+
+class Unfitted:
+    """What every score that learns nothing from the training images has in common."""
+
+    differentiable: ClassVar[bool] = True
+    transductive: ClassVar[bool] = False
+
+    def fit(
+        self,
+        train: Outputs,
+        labels: Int[Tensor, " N"],
+        *,
+        val: Outputs | None = None,
+        outliers: Outputs | None = None,
+    ):
+        return self
 
 
 def fp32(x: Tensor) -> Tensor:

@@ -1,31 +1,17 @@
 """Entropy of the softmax."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from outskirts.scores._shared import fp32
+from outskirts.scores._shared import Unfitted, fp32
 from outskirts.types import Outputs
 
 
 @dataclass
-class Score:
+class Score(Unfitted):
     """-sum_k p_k log p_k, in nats, from 0 (certain) to log K. Nothing is fitted."""
-
-    differentiable: ClassVar[bool] = True
-    transductive: ClassVar[bool] = False
-
-    def fit(
-        self,
-        train: Outputs,
-        labels: Int[Tensor, " N"],
-        *,
-        val: Outputs | None = None,
-        outliers: Outputs | None = None,
-    ) -> "Score":
-        return self
 
     def __call__(self, outputs: Outputs) -> Float[Tensor, " B"]:
         log_p = fp32(outputs.logits).log_softmax(-1)

@@ -1,31 +1,17 @@
 """Maximum softmax probability, the baseline of Hendrycks and Gimpel (arXiv 1610.02136)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from outskirts.scores._shared import fp32
+from outskirts.scores._shared import Unfitted, fp32
 from outskirts.types import Outputs
 
 
 @dataclass
-class Score:
+class Score(Unfitted):
     """1 - max_k softmax_k, from 0 (certain) to 1 - 1/K; the paper has the other sign. Nothing is fitted."""
-
-    differentiable: ClassVar[bool] = True
-    transductive: ClassVar[bool] = False
-
-    def fit(
-        self,
-        train: Outputs,
-        labels: Int[Tensor, " N"],
-        *,
-        val: Outputs | None = None,
-        outliers: Outputs | None = None,
-    ) -> "Score":
-        return self
 
     def __call__(self, outputs: Outputs) -> Float[Tensor, " B"]:
         p = fp32(outputs.logits).softmax(-1)
