@@ -4,6 +4,8 @@
 of the step, the graph of the rho push and the mu push each on their own, as algorithm 1 reads.
 
     python benchmarks/guidance.py --json results/guidance_cpu.json
+    python benchmarks/guidance.py --precision bf16 --json results/guidance-bf16_cpu.json
+    python benchmarks/guidance.py --compile --json results/guidance-compile_cpu.json
     python benchmarks/guidance.py --stable-diffusion --device cuda --json results/guidance_sd_gpu.json
 
 Ratios of medians over interleaved repetitions of one process. The second form builds Stable Diffusion 1.5's components at
@@ -37,17 +39,18 @@ REPETITIONS = 15
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--batch", default=None, type=int, help="Samples a step; 32 for the small model, 1 for the large one.")
 @click.option("--precision", default="fp32", show_default=True)
+@click.option("--compile", is_flag=True, help="torch.compile the denoising network.")
 @click.option("--json", "json_", type=click.Path(), default=None)
-def main(stable_diffusion, device, batch, precision, json_):
+def main(stable_diffusion, device, batch, precision, compile, json_):
     torch.manual_seed(0)
     make = _stable_diffusion if stable_diffusion else _small
-    facts = make(device, batch, precision)
+    facts = make(device, batch, {"precision": precision, "compile": compile})
     print(json.dumps(facts, indent=1))
     if json_:
         Path(json_).write_text(json.dumps(facts | {"stamp": stamp(seeds=[0])}, indent=1))
 
 
-def _small(device: str, batch: int | None, precision: str) -> dict:
+def _small(device: str, batch: int | None, options: dict) -> dict:
     """rho and mu both on: the quickstart's own models, and a 32x32 pixel UNet with the small and the tiny ResNet."""
     from diffusers import DDIMScheduler, UNet2DModel
 
@@ -56,11 +59,9 @@ def _small(device: str, batch: int | None, precision: str) -> dict:
         sample_size=32, block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=16,
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    model = PixelDiffusion(
-        unet.to(device, memory_format=torch.channels_last), DDIMScheduler().config, precision=precision
-    )
-    digits = load_diffusion("digits", device=device, precision=precision)
-    facts = {"what": "guided step, small pixel models", "batch": batch, "precision": precision}
+    model = PixelDiffusion(unet.to(device, memory_format=torch.channels_last), DDIMScheduler().config, **options)
+    digits = load_diffusion("digits", device=device, **options)
+    facts = {"what": "guided step, small pixel models", "batch": batch, **options}
     for name, m, arch, side in (
         ("32x32 UNet 32-64-64, ResNet-small", model, "resnet_small", 32),
         ("32x32 UNet 32-64-64, ResNet-tiny", model, "resnet_tiny", 32),
@@ -72,7 +73,7 @@ def _small(device: str, batch: int | None, precision: str) -> dict:
     return facts
 
 
-def _stable_diffusion(device: str, batch: int | None, precision: str) -> dict:
+def _stable_diffusion(device: str, batch: int | None, options: dict) -> dict:
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 
     batch = batch or 1
@@ -88,14 +89,14 @@ def _stable_diffusion(device: str, batch: int | None, precision: str) -> dict:
     config = DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
     ).config
-    model = LatentDiffusion(unet, vae, None, None, config, tiny_vae=tiny, precision=precision)
+    model = LatentDiffusion(unet, vae, None, None, config, tiny_vae=tiny, **options)
     classifier = _classifier("resnet18", 224).to(device)
     text = torch.randn(batch, 77, 768, device=device)
     predictor = cfg(model, text, torch.zeros_like(text), 7.5)
     facts = {
         "what": "guided step, Stable Diffusion 1.5 size, 512 px, random weights",
         "batch": batch,
-        "precision": precision,
+        **options,
     }
     for name, decode in (("full VAE", model.decode), ("tiny decoder", model.decode_for_guidance)):
         facts[name] = _ratios(predictor, score_target(Energy(), classifier, decode), model, batch)

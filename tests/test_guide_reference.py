@@ -198,8 +198,8 @@ def test_guided_trajectory(ref, meta, levels, model, classifier):
     guided = tfg(clip(model), target, levels, rho=case["rho"], mu=case["mu"])
     noise = Replay(tensor(ref, "in/noise"))
     x = sample(guided, tensor(ref, "in/x_T"), levels, eta=case["eta"], noise=noise)
-    torch.testing.assert_close(x, tensor(ref, "traj/traj10_both/x"), atol=1e-5, rtol=0)
-    torch.testing.assert_close(Energy()(classifier(x)).tolist(), case["energy_of_result"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(x, tensor(ref, "traj/traj10_both/x"), atol=ATOL, rtol=0)
+    torch.testing.assert_close(Energy()(classifier(x)).tolist(), case["energy_of_result"], atol=ATOL, rtol=0)
     assert noise.used == len(case["noise_used"])  # TFG's order of draws: one re-noising draw a step, used or not
 
 
