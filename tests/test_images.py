@@ -7,7 +7,6 @@ from PIL import Image
 
 from outskirts.data import Images, load, read
 from outskirts.errors import OutskirtsError
-from outskirts.images import recode
 from pictures import colour, folder, one_line
 
 
@@ -119,20 +118,3 @@ def test_a_corrupt_image_is_named_before_anything_runs(tmp_path, content):
 def test_the_size_limit_of_pixels_is_told(tmp_path):
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tif")
     one_line("whose range is unknown", f"folder:{tmp_path}")
-
-
-@pytest.mark.parametrize("codec", ["jpeg:75", "webp:80", "avif:58"])
-def test_recoding_costs_a_little_and_keeps_the_shape(codec):
-    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    image = torch.stack([4 * x + 3 * y, 7 * x, 200 - 5 * y]).clamp(0, 255).to(torch.uint8)
-    again = recode(image, codec)
-    error = (again.float() - image.float()).abs()
-    assert again.shape == image.shape
-    assert error.max() > 0
-    assert error.mean() < 6
-
-
-@pytest.mark.parametrize("codec", ["png:9", "jpeg", "jpeg:0", "jpeg:high"])
-def test_an_unknown_codec_is_refused(codec):
-    with pytest.raises(OutskirtsError, match="accepted: jpeg:QUALITY"):
-        recode(torch.zeros(3, 4, 4, dtype=torch.uint8), codec)

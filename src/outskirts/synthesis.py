@@ -11,9 +11,10 @@ from typing import Any
 from outskirts.errors import OutskirtsError
 from outskirts.fanout import Maker, batches, fan_out, first_rank_first, rank_and_world, wait_for_all_ranks
 from outskirts.find import find
-from outskirts.images import Images, recode
+from outskirts.images import Images
 from outskirts.inputs import device
 from outskirts.recipe import Recipe
+from outskirts.recode import recode
 from outskirts.run import Run, read_json, write_json
 from outskirts.settings import as_plain, field_types
 from outskirts.store import Store
