@@ -1,6 +1,7 @@
 """Scores against closed forms, pytorch-ood, scikit-learn and GOOD's formulas transcribed."""
 
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -147,12 +148,40 @@ def test_knn_bad_use_is_told():
 
 
 def test_faiss_finds_the_same_or_says_it_is_missing():
-    score = knn.Score(k=7, backend="faiss").fit(TRAIN, LABELS)
     if find_spec("faiss"):
+        score = knn.Score(k=7, backend="faiss").fit(TRAIN, LABELS)
         torch.testing.assert_close(score(FAR), knn.Score(k=7, backend="torch").fit(TRAIN, LABELS)(FAR))
     else:
         with pytest.raises(OutskirtsError, match=r"outskirts\[faiss\]"):
-            score(FAR)
+            knn.Score(k=7, backend="faiss").fit(TRAIN, LABELS)
+
+
+@pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
+def test_a_large_bank_gets_an_index_that_finds_the_same_and_can_be_saved(monkeypatch):
+    monkeypatch.setattr("outskirts.scores._faiss.LARGE", 4000)
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(20, 16, generator=g)
+    features = centres[torch.arange(4100) % 20] + 0.3 * torch.randn(4100, 16, generator=g)
+    outputs = Outputs(torch.randn(4100, 2, generator=g), features)
+    train, test = outputs[:4000], outputs[4000:]
+    for make in (knn.Score(k=10), unified.Score(k=10, mode="fixed", w=1.0)):
+        large, small = (s.fit(t, LABELS, val=test) for s, t in ((make, train), (replace(make), train[:3999])))
+        assert large.index_.dtype == torch.uint8
+        assert small.index_ is None
+        exact = replace(make, backend="torch").fit(train, LABELS, val=test)
+        assert exact.index_ is None
+        torch.testing.assert_close(large(test), exact(test), atol=1e-3, rtol=0)
+        again = replace(make)
+        vars(again).update({k: v.clone() if torch.is_tensor(v) else v for k, v in vars(large).items()})
+        torch.testing.assert_close(again(test[:1]), large(test)[:1])
+
+
+@pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
+def test_cells_with_fewer_rows_than_k_are_not_the_answer(monkeypatch):
+    monkeypatch.setattr("outskirts.scores._faiss.LARGE", 300)
+    monkeypatch.setattr("outskirts.scores._faiss.LOOKED_INTO", 1)
+    few = knn.Score(k=250).fit(TRAIN, LABELS)
+    torch.testing.assert_close(few(FAR), knn.Score(k=250, backend="torch").fit(TRAIN, LABELS)(FAR))
 
 
 def test_auto_scale_makes_the_gradients_alike():

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from outskirts.errors import OutskirtsError
+from outskirts.scores import _faiss
 from outskirts.scores._shared import fp32, learned
 from outskirts.types import Outputs
 
@@ -30,8 +31,9 @@ class Score:
     k: int = 100
     """Which neighbour; GOOD finds 50 to 500 all alike, on banks of 50,000 rows and more."""
     backend: str = "auto"
-    """torch: in chunks, on any device; faiss: on the CPU, where it is installed; auto: torch, which `benchmarks/knn.py` finds
-    2 to 2.5 times as fast as faiss on banks of 5,000 to 500,000 rows. Both are exact and give the same score."""
+    """torch: every row, in chunks, on any device; faiss: on the CPU, where it is installed, every row of a small bank and, from
+    500,000 rows, the nearest cells of an index made by `fit`; auto: faiss on a CPU with such a bank, else torch, which looks at
+    every row 2 to 2.5 times as fast as faiss does (`benchmarks/knn.py`)."""
 
     differentiable: ClassVar[bool] = True
     transductive: ClassVar[bool] = False
@@ -46,11 +48,12 @@ class Score:
     ) -> "Score":
         """Stores the bank. Fit again after the classifier was trained: a bank belongs to one set of weights."""
         self.bank_ = bank_of(train, self.k)
+        self.index_ = index_of(self.bank_, self.backend)
         return self
 
     def __call__(self, outputs: Outputs) -> Float[Tensor, " B"]:
         self.bank_ = learned(self, "bank_").to(outputs.features.device)  # moves once, then stays
-        return kth_distance(outputs.features, self.bank_, self.k, self.backend)
+        return kth_distance(outputs.features, self.bank_, self.k, self.backend, getattr(self, "index_", None))
 
 
 def bank_of(train: Outputs, k: int) -> Float[Tensor, "N D"]:
@@ -62,19 +65,33 @@ def bank_of(train: Outputs, k: int) -> Float[Tensor, "N D"]:
     return normalize(fp32(train.features.detach()), dim=-1)
 
 
+def index_of(bank: Float[Tensor, "N D"], backend: str = "auto") -> UInt8[Tensor, " M"] | None:
+    """What faiss needs to search a large bank; None where every row is looked at."""
+    large = len(bank) >= _faiss.LARGE and bank.device.type == "cpu" and _faiss.installed()
+    return _faiss.index_of(bank) if backend == "faiss" or (backend == "auto" and large) else None
+
+
 def kth_distance(
-    features: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], k: int, backend: str = "auto"
+    features: Float[Tensor, "B D"],
+    bank: Float[Tensor, "N D"],
+    k: int,
+    backend: str = "auto",
+    index: UInt8[Tensor, " M"] | None = None,
 ) -> Float[Tensor, " B"]:
     """Distance of each normalised feature to the k-th nearest row of `bank` (unit rows), with gradient. GOOD eq. 6"""
     phi = normalize(fp32(features), dim=-1)
-    nearest = bank[kth_neighbour(phi.detach().to(bank.dtype), bank, k, backend)]
+    nearest = bank[kth_neighbour(phi.detach().to(bank.dtype), bank, k, backend, index)]
     # torch.cdist would lose its precision, and its gradient, near 0
     return (phi - nearest).square().sum(-1).clamp(min=1e-12).sqrt()
 
 
 @torch.no_grad()
 def kth_neighbour(
-    phi: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], k: int, backend: str = "auto"
+    phi: Float[Tensor, "B D"],
+    bank: Float[Tensor, "N D"],
+    k: int,
+    backend: str = "auto",
+    index: UInt8[Tensor, " M"] | None = None,
 ) -> Int[Tensor, " B"]:
     """Row of `bank` that is the k-th nearest to each of `phi`, all rows of unit length: the k-th largest product."""
     if backend not in BACKENDS:
@@ -83,8 +100,9 @@ def kth_neighbour(
         raise OutskirtsError(
             f"k={k} neighbours in a bank of {len(bank)} rows; k must be 1 to {len(bank)}: give a smaller k or more images"
         )
-    if backend == "faiss":
-        return _faiss(phi, bank, k)
+    indexed = index is not None and bank.device.type == "cpu" and _faiss.installed()
+    if backend == "faiss" or (backend == "auto" and indexed):
+        return _faiss.neighbour(phi, bank, k, index)
     if torch.compiler.is_compiling():  # while it is traced, for export, a batch has no size to cut it by
         return _kth_largest(phi @ bank.T, k)
     rows = max(1, CHUNK.get(bank.device.type, CHUNK["cpu"]) // len(bank))
@@ -105,18 +123,6 @@ def _kth_largest(products: Float[Tensor, "B N"], k: int) -> Int[Tensor, " B"]:
     columns = torch.cat([members.flatten(1), rest], 1)
     top = products.gather(1, columns).topk(k, sorted=False)
     return columns.gather(1, top.indices.gather(1, top.values.argmin(1, keepdim=True))).squeeze(1)
-
-
-def _faiss(phi: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], k: int) -> Int[Tensor, " B"]:
-    try:
-        import faiss
-    except ImportError as e:
-        raise OutskirtsError(
-            "backend='faiss' without faiss; pip install 'outskirts[faiss]', or use backend='torch'"
-        ) from e
-    queries, rows = (x.float().cpu().contiguous().numpy() for x in (phi, bank))
-    _, found = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)  # without an index, so nothing to keep
-    return torch.from_numpy(found[:, -1]).to(bank.device)
 
 
 def auto_scale(classifier, images: Float[Tensor, "N 3 H W"], energy, knn, *, batch_size: int = 64) -> float:

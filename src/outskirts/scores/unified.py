@@ -9,7 +9,7 @@ from torch import Tensor
 
 from outskirts.errors import OutskirtsError
 from outskirts.scores._shared import fp32, learned, need
-from outskirts.scores.knn import bank_of, kth_distance
+from outskirts.scores.knn import bank_of, index_of, kth_distance
 from outskirts.threshold import Threshold
 from outskirts.types import Outputs
 
@@ -82,6 +82,7 @@ class Score:
         `val` are held-out ID images, `outliers` synthetic ones that were not trained on.
         """
         self.bank_ = bank_of(train, self.k)
+        self.index_ = index_of(self.bank_, self.backend)
         if self.transductive:
             return self
         e, d = self._parts(need(val, "val (held-out ID images)", f"unified mode {self.mode!r}"))
@@ -143,7 +144,10 @@ class Score:
 
     def _parts(self, outputs: Outputs) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         self.bank_ = learned(self, "bank_").to(outputs.features.device)
-        return -fp32(outputs.logits).logsumexp(-1), kth_distance(outputs.features, self.bank_, self.k, self.backend)
+        index = getattr(self, "index_", None)
+        return -fp32(outputs.logits).logsumexp(-1), kth_distance(
+            outputs.features, self.bank_, self.k, self.backend, index
+        )
 
     def _range(self, e: Float[Tensor, " M"]) -> None:
         self.low_, self.high_ = e.min().item(), e.max().item()
