@@ -49,7 +49,7 @@ def recipe() -> Recipe:
         ),
         synth="good",
         synth_with={"steps": 25, "k": 100, "probe": 8, "batch_size": 64},
-        n_outliers=1000,
+        n_outliers=600,
         recode="avif:58",  # the pack's own codec: otherwise a detector learns the file format
         # steps and batches: what two CPU cores allow; lr: chosen on validation images and held-out outliers, see
         # results/choose-training_compare-cifar10_*.json
