@@ -17,8 +17,6 @@ REAL = "real (CIFAR-100 train)"  # the classes of the near test set, so what no 
 LEFT_OUT = ("GOOD band", "GOOD (OE loss)")  # variants that `compare` measures on the digits; here 20 minutes more
 LOSSES: Mapping[str, Mapping[str, Any]] = {
     "OE loss": {"loss": "oe_uniform", "lam": 0.5},
-    "energy margin": {"loss": "energy_margin", "lam": 0.1},
-    "MixOE": {"loss": "mixoe", "lam": 5.0},
 }
 
 
