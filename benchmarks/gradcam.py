@@ -1,6 +1,6 @@
 """GOOD Fig. 5: Grad-CAM of the energy on outliers of image and of feature guidance, by the plain classifier of a run.
 
-python benchmarks/gradcam.py runs/quickstart results/gradcam_digits.png --layer stages.0
+python benchmarks/gradcam.py runs/good_components results/gradcam_digits.png --layer stages.0
 """
 
 import json

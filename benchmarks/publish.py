@@ -3,7 +3,8 @@
     python benchmarks/publish.py run runs/good_cifar10 results/good_cifar10_2-cores_2026-11-21.json
     python benchmarks/publish.py tables            # rewrite the tables; --check only compares
 
-A table stands between `<!-- table: FILE -->` and `<!-- end -->`; `FILE short` leaves out most scores of a comparison.
+A table stands between `<!-- table: FILE -->` and `<!-- end -->`; `FILE short` leaves out most scores of a comparison, `FILE best` holds
+each method with a score of its own against the plain classifier's best.
 """
 
 import json
@@ -13,16 +14,21 @@ from pathlib import Path
 from statistics import mean
 
 import click
+import figures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARK = re.compile(r"(<!-- table: (\S+?)( short)? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: (\S+?)(?: (short|best))? -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = {"mean-near": "near", "mean-far": "far", "mean-all": "all"}
 
 
 @click.group()
 def main():
     pass
+
+
+for command in (figures.ablation, figures.components, figures.distributions, figures.grid, figures.cost):
+    main.add_command(command)
 
 
 @main.command("run")
@@ -61,7 +67,9 @@ def comparison(run: Path, out: Path):
     facts["differences"] = [
         d
         for d in read("6-bench/differences.json")
-        if d["set"] in GROUPS and d["metric"] in ("auroc", "fpr95_id") and d["score"] in ("energy", "knn")
+        if d["set"] in GROUPS
+        and d["metric"] in ("auroc", "fpr95_id")
+        and (d["score"] in ("energy", "knn") or d["score"] != d["baseline_score"])
     ]
     facts["seconds"] = {
         p.parent.relative_to(run).as_posix(): json.loads(p.read_text())["seconds"]
@@ -77,53 +85,6 @@ def _rounded(value):
     if isinstance(value, list):
         return [_rounded(v) for v in value]
     return round(value, 5) if isinstance(value, float) else value
-
-
-@main.command()
-@click.argument("run", type=click.Path(exists=True, path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--score", default="energy", show_default=True)
-@click.option(
-    "--own", default="", help="Where the recipe's own method and scores stand, a number for each picture: 2.5,0.5"
-)
-def ablation(run: Path, out: Path, score: str, own: str):
-    """AUROC and ID accuracy of methods whose labels end in a number, e.g. `lambda 0.5`, and of scores like `knn k 20`, against it."""
-    from matplotlib.figure import Figure
-
-    from outskirts import verdict
-
-    rows = verdict.summarise(json.loads((run / "6-bench/rows.json").read_text()))
-    recipe = json.loads((run / "run.json").read_text())["recipe"]
-    by_method = [(r["method"], r) for r in rows if r["score"] == score]
-    by_score = [(r["score"], r) for r in rows if r["method"] == recipe["synth"]]
-    groups = {}
-    for label, r in by_method + by_score:
-        found = re.fullmatch(r"(.+?) ([0-9.]+)", label)
-        if found:
-            groups.setdefault(found[1], []).append((float(found[2]), r))
-    for (name, points), x in zip(groups.items(), filter(None, own.split(",")), strict=bool(own)):
-        base = (recipe["synth"], score if points[0][1]["method"] == f"{name} {points[0][0]:g}" else name.split()[0])
-        points += [(float(x), r) for r in rows if (r["method"], r["score"]) == base]
-    figure = Figure(figsize=(4.2 * len(groups), 3.2), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        for place, colour in (("mean-near", "#0a6b8a"), ("mean-far", "#b3541e"), ("mean-all", "#333333")):
-            line = sorted((x, *(100 * v for v in r["auroc"])) for x, r in points if r["place"] == place)
-            x, y, low, high = zip(*line, strict=True)
-            axes.plot(x, y, "o-", color=colour, label=f"AUROC {GROUPS[place]}")
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-        line = sorted((x, 100 * r["id_accuracy"][0]) for x, r in points if r["place"] == "mean-all")
-        axes.plot(*zip(*line, strict=True), "s:", color="#777777", label="ID accuracy")
-        if line[0][0] == 0:
-            axes.set_xscale("symlog", linthresh=line[1][0])
-        else:
-            axes.set_xscale("log")
-        axes.set(xlabel=name, ylabel="percent")
-        axes.set_xticks([x for x, _ in line], [f"{x:g}" for x, _ in line], minor=False)
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
 
 
 @main.command()
@@ -168,7 +129,7 @@ def tables(check: bool):
     """Rewrite every marked table from its file in results/."""
     for page in PAGES:
         text = page.read_text()
-        new = MARK.sub(lambda m: m[1] + table(ROOT / m[2], short=bool(m[3])) + m[4], text)
+        new = MARK.sub(lambda m: m[1] + table(ROOT / m[2], m[3]) + m[4], text)
         if check and new != text:
             sys.exit(
                 f"a table of {page.relative_to(ROOT)} is not what results/ says; run python benchmarks/publish.py tables"
@@ -176,11 +137,11 @@ def tables(check: bool):
         page.write_text(new) if not check else None
 
 
-def table(path: Path, *, short: bool = False) -> str:
+def table(path: Path, kind: str | None = None) -> str:
     """AUROC and fpr95_id, near, far and all, in percent: the mean over seeds, and the widest of the seeds' 95 % intervals."""
     facts = json.loads(path.read_text())
     if "summaries" in facts:
-        return _comparison(facts, short)
+        return _best(facts) if kind == "best" else _comparison(facts, kind == "short")
     if "kind" in facts["rows"][0]:
         return _kinds(facts["rows"])
     rows = [r for r in facts["rows"] if r["set"] in GROUPS or r["group"] in GROUPS]
@@ -208,6 +169,7 @@ def _comparison(facts: dict, short: bool) -> str:
         (d["method"], d["score"]): f"{100 * d['diff']:+.1f} [{100 * d['lo']:+.1f}, {100 * d['hi']:+.1f}]"
         for d in facts["differences"]
         if (d["baseline"], d["set"], d["metric"]) == ("plain", "mean-all", "auroc")
+        and d.get("baseline_score", d["score"]) == d["score"]
     }
     own = {m["method"] for m in facts["methods"] if m["own"]}
     plain = {score: cells[m, score, g]["auroc"][0] for m, score, g in cells if (m, g) == ("plain", "mean-all")}
@@ -222,6 +184,23 @@ def _comparison(facts: dict, short: bool) -> str:
         name = f"**{method}**" if method in own else method
         accuracy = f"{100 * mine['mean-all']['id_accuracy'][0]:.1f}"
         lines.append(f"| {name} | {score} | {' | '.join(numbers)} | {accuracy} | {against.get((method, score), '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _best(facts: dict) -> str:
+    """Each method with energy, and with the score of its highest mean AUROC, against the plain classifier with its own."""
+    from outskirts import ranking, verdict
+
+    own = [m["method"] for m in facts["methods"] if m["own"]]
+    comparisons = verdict.compare(facts["differences"], facts["summaries"])
+    rows = ranking.standing(ranking.whole(facts["summaries"]), comparisons, own, None)["across"]
+    rows = [r for r in rows if r["verdict"] and r["baseline"] == "plain"]
+    best = f"plain {rows[0]['baseline_score']}, {100 * rows[0]['baseline_auroc'][0]:.1f}" if rows else ""
+    lines = [f"| training | score | AUROC all | against {best} |", "|---|---|---|---|"]
+    for r in rows:
+        name = f"**{r['method']}**" if r["method"] in own else r["method"]
+        difference = f"{100 * r['diff']:+.1f} [{100 * r['lo']:+.1f}, {100 * r['hi']:+.1f}]"
+        lines.append(f"| {name} | {r['score']} | {_interval(r['auroc'])} | {difference} |")
     return "\n".join(lines) + "\n"
 
 

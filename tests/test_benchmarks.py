@@ -22,6 +22,7 @@ def own(tmp_path):
     folder(tmp_path / "test", ["cat", "dog"], n=3)
     folder(tmp_path / "cars", ["car"], n=5)
     folder(tmp_path / "sea" / "all", ["sea"], n=2)
+    cars = imglist.names_hash(f.name for f in (tmp_path / "cars" / "car").iterdir())
     listed = imglist.of_folder(tmp_path / "sea" / "all")
     imglist.write(tmp_path / "sea.txt", listed.paths, [-1, -1])
     sea = imglist.parse(tmp_path / "sea.txt").hash()
@@ -38,7 +39,7 @@ def own(tmp_path):
         "parts": [
             part("id", "train", "folder:{root}/train", 8),
             part("id_test", "test", "folder:{root}/test", 6),
-            part("near", "cars", "folder:{root}/cars", 5),
+            part("near", "cars", "folder:{root}/cars", 5, files_sha256=cars),
             part("far", "sea", "imglist:{root}/sea.txt?root={root}/sea/all", 2, list_sha256=sea),
         ],
     }
@@ -60,8 +61,30 @@ def test_every_part_that_is_what_the_manifest_says_matches(own, tmp_path):
     found = benchmarks.load(own(), tmp_path)
     assert found.matches
     assert {p.label: p.found for p in found.parts} == {"train": 8, "test": 6, "cars": 5, "sea": 2}
-    assert {p.label: p.why for p in found.parts}["cars"] == "by its count"
-    assert {p.label: p.why for p in found.parts}["sea"] == ""  # by its hash
+    why = {p.label: p.why for p in found.parts}
+    assert why["cars"] == why["sea"] == ""  # by their hash
+    assert why["train"] == "by its class list and count"
+
+
+def test_a_count_alone_is_no_match_and_neither_is_what_nothing_is_known_of(own, tmp_path):
+    found = states(own(cars={"files_sha256": None}), tmp_path)
+    assert found["cars"][0] == APPROXIMATION  # another hash
+    own()
+    facts = json.loads((tmp_path / "tiny.json").read_text())
+    for p in facts["parts"]:
+        p.pop("files_sha256", None)
+        if p["label"] == "sea":
+            p["images"] = None
+            del p["list_sha256"]
+        if p["label"] == "train":
+            del p["images"]
+    (tmp_path / "tiny.json").write_text(json.dumps(facts))
+    found = states(f"{tmp_path}/tiny.json", tmp_path)
+    assert found["cars"] == (APPROXIMATION, benchmarks.COUNTED)
+    assert found["sea"] == (APPROXIMATION, benchmarks.UNKNOWN)
+    assert found["train"] == (MATCHES, "by its class list; how many images it should have is not known")
+    (tmp_path / "cars" / "car" / "0.png").rename(tmp_path / "cars" / "car" / "0b.png")
+    assert "their hash differs" in states(own(), tmp_path)["cars"][1]
 
 
 def test_another_count_or_hash_is_an_approximation_that_says_why(own, tmp_path):
@@ -104,6 +127,9 @@ def test_hub_parts_are_taken_only_where_downloads_are_allowed(own, tmp_path):
     name = own(cars={"at": [{"name": "folder:{root}/no"}, {"name": "torchvision:SVHN:test", "why": "other pixels"}]})
     assert states(name, tmp_path)["cars"][0] == MISSING
     assert states(name, tmp_path, download=True)["cars"] == (APPROXIMATION, "other pixels")
+    for at, state in (("torchvision:SVHN:test", MATCHES), ("hf:someone/cars", APPROXIMATION)):
+        name = own(cars={"at": [{"name": at}]})
+        assert states(name, tmp_path, download=True)["cars"][0] == state
 
 
 def test_a_recipe_takes_its_sets_from_a_benchmark(own, tmp_path):
@@ -151,12 +177,15 @@ def test_bad_names_are_one_line(text, error):
 def test_manifests_hold_what_the_code_reads(name):
     facts = benchmarks.manifest(name)
     assert set(facts) <= {"about", "source", "root", "size", "published", "classes", "parts"}
-    keys = {"role", "label", "images", "at", "get", "note", "list_sha256", "names_sha256", "file_sha256"}
+    keys = {"role", "label", "images", "at", "get", "note", "list_sha256", "names_sha256"}
+    keys |= {"files_sha256", "file_sha256"}
     assert all(set(p) <= keys for p in facts["parts"])
     assert {p["role"] for p in facts["parts"]} <= set(ROLES)
     assert {"id_test", "far"} <= {p["role"] for p in facts["parts"]}
     labels = [p["label"] for p in facts["parts"]]
     assert len(set(labels)) == len(labels)
+    if facts.get("published"):  # published rows stand beside ours where all that is tested is bound by a hash
+        assert all(any(k.endswith("sha256") for k in p) for p in facts["parts"] if p["role"] in ("near", "far"))
     for p in facts["parts"]:
         for place in p["at"]:
             assert place["name"].partition(":")[0] in ("imglist", "folder", "parquet", "hf", "torchvision")

@@ -3,7 +3,10 @@ import torch
 
 from outskirts import checks
 from outskirts.errors import OutskirtsError
+from outskirts.find import find
 from outskirts.images import Images
+from outskirts.methods import methods
+from outskirts.recipe import Recipe
 from pictures import folder
 
 
@@ -98,3 +101,52 @@ def test_outliers_that_give_a_test_set_away_are_named():
     n = int((near.labels == 1).sum())
     assert f"{n} of {len(near)} images of seven to nine are also among the outliers that mine trains on" in lines[1]
     assert list(checks.of_outliers("mine", load("digits[0]"), {"five": ("far", far)})) == []
+
+
+def test_a_set_that_shows_one_picture_is_named():
+    one = images(n=25, seed=3, classes=())
+    one.pixels[:] = one.pixels[:1]
+    assert warned(grey=one) == [
+        "all 25 images of grey are one picture: every score is constant there, so it is left out of the means"
+    ]
+    assert warned(alone=images(n=1, seed=3, classes=()))[0].startswith("alone has one image")
+
+
+def test_sets_on_disk_are_compared_only_where_decoding_them_is_allowed(tmp_path):
+    folder(tmp_path / "a", ["cat"], n=30)
+    files = sorted((tmp_path / "a" / "cat").iterdir())
+    test = images(n=30, classes=(), pixels=None, files=files)
+    known, sets = [test.resized((6, 5))], {"copy": ("near", test)}
+    assert not checks.warnings_of(known, test, sets, decode=False)
+    assert len(checks.warnings_of(known, test, sets)) == 3
+    there = {"copy": ("near", known[0])}
+    assert checks.warnings_of(known, known[0], there, decode=False) == checks.warnings_of(known, known[0], there)
+
+
+def test_a_neighbour_near_the_size_of_a_class_is_warned_of():
+    bank = images(n=40, labels=torch.arange(40) // 30)  # 30 cats, 10 dogs
+    assert list(checks.of_neighbour("score.knn.k", 5, bank)) == []
+    (line,) = checks.of_neighbour("score.knn.k", 6, bank)
+    assert line.startswith("score.knn.k is 6, and class 'dog' has 10 of the 40 images")
+    assert line.endswith("take 5 or less")
+
+
+def test_a_synthesizer_that_needs_more_neighbours_than_there_are_images_is_refused_before_it_is_fitted():
+    good = find("synth", "good")
+    with pytest.raises(OutskirtsError, match="k of synth=good is 100, but there are 40 training images; give 1 to 40"):
+        checks.enough_for("good", good(), TRAIN)
+    checks.enough_for("good", good(guidance=("image",)), TRAIN)
+    checks.enough_for("good", good(k=40), TRAIN)
+    checks.enough_for("shuffle", find("synth", "shuffle")(), TRAIN)
+
+
+def test_what_a_loss_cannot_do_with_the_outliers_of_its_method_is_said_by_name():
+    def every(synth, **train):
+        return methods(Recipe("a", methods={"mine": {"synth": synth, "train": train}}))
+
+    with pytest.raises(OutskirtsError, match=r"mine: train\.loss=mixoe mixes images, .* synth=vos are features"):
+        list(checks.of_losses(every("vos", loss="mixoe")))
+    assert list(checks.of_losses(every("mix", loss="mixoe"))) == []
+    assert list(checks.of_losses(every("vos", loss="energy_margin"))) == []
+    (line,) = checks.of_losses(every("vos", loss="energy_margin", m_in=-20.0))
+    assert line.startswith("mine: train.m_in is -20 and train.m_out is estimated")

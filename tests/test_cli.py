@@ -14,15 +14,18 @@ from PIL import Image
 
 from outskirts.cli import main
 from outskirts.detector import Detector
+from outskirts.find import find
 from outskirts.fit_classifier import fit_classifier
 from outskirts.images import Images
 from outskirts.recipe import ClassifierSettings
+from outskirts.settings import as_plain
 
 RUN = ["fields", "recipe", "--dry-run", "--out", "--quiet", "--redo", "--workers", "-o", "-q"]
 FIT = ["fields", "images", "out", "--classes", "--device", "--quiet", "--size", "-q"]
 FLAGS = {
     "run": RUN,
     "synth": RUN,
+    "filter": ["fields", "outliers", "--classifier", "--dry-run", "--id", "--out", "--quiet", "--redo", "-o", "-q"],
     "train": RUN,
     "bench": sorted([*RUN, "--classifier", "--id", "--near", "--far", "--train", "--score", "--benchmark", "--root"]),
     "report": ["folder", "--out", "-o"],
@@ -30,6 +33,8 @@ FLAGS = {
     "export": ["detector", "file", "--size"],
     "fit-classifier": FIT,
     "fit-diffusion": FIT,
+    "clip-tune": sorted({*FIT, "--clip", "--words", "--outliers", "--test", "--near", "--far"} - {"--size"}),
+    "convert-rcg": ["mage", "out", "--encoder", "--rdm", "--tokenizer"],
     "list": ["shelf"],
     "show": ["fields", "recipe"],
 }
@@ -126,6 +131,13 @@ def test_what_show_prints_can_be_given_back():
     assert again.output == text
 
 
+def test_a_run_is_shown_as_its_recipe_is(tmp_path):
+    plain = as_plain(find("recipes", "quickstart")())
+    (tmp_path / "runs" / "q").mkdir(parents=True)
+    (tmp_path / "runs" / "q" / "run.json").write_text(json.dumps({"recipe": plain}))
+    assert outskirts("show", "runs/q").output == outskirts("show", "quickstart").output
+
+
 @pytest.mark.parametrize(
     ("args", "error"),
     [
@@ -142,6 +154,11 @@ def test_what_show_prints_can_be_given_back():
         (["fit-classifier", "digits", "out", "epoch=3"], "did you mean 'epochs'; "),
         (["fit-classifier", "digits", "out", "--classes", "3"], "images of one class only"),
         (["show", "my.recipe"], "no module 'my.recipe'"),
+        (["show", "fit-difusion"], "did you mean 'fit-diffusion'"),
+        (["show", "quickstrat"], "did you mean 'quickstart'"),
+        (["run", "./nosuch"], "./nosuch: no such folder; "),
+        (["run", "../b", "--dry-run"], "../b: no such folder; "),
+        (["run", "."], ".: no run in it; "),
         (["show", "fit-diffusion", "lrr=3"], "no field 'lrr', did you mean 'lr'; "),
         (["run", "quickstart", "diffusion=empty", "--dry-run"], "diffusion folder 'empty' has no model_index.json"),
         (["run", "quickstart", "near=", "far="], "near and far are both empty"),
@@ -198,6 +215,13 @@ def test_dry_run_prints_counts_and_time_and_writes_nothing(tmp_path):
     assert sum("5-train/" in line for line in result.output.splitlines()) == 2
     assert "estimated time   about" in result.output
     assert not (tmp_path / "q").exists()
+
+
+def test_dry_run_tries_few_images_of_a_class(tmp_path, monkeypatch):
+    monkeypatch.setattr("outskirts.plan.TRIAL_IMAGES", 70)  # ten a class, fewer than NPOS's neighbour
+    result = outskirts("run", "quickstart", "synth=npos", "n_outliers=30", "--dry-run", "-o", tmp_path / "q")
+    assert result.exit_code == 0, result.output
+    assert "npos, 30 outliers" in result.output
 
 
 @pytest.fixture(scope="module")

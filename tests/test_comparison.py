@@ -141,6 +141,42 @@ def test_own_methods_are_held_against_the_best_baseline_by_the_paired_interval_a
     assert not standing(values | {"vos": 0.99}, ["a", "b"])["best_is_own"]
 
 
+def test_sides_with_scores_of_their_own_are_held_against_the_best_of_the_plain_classifier_and_of_the_baselines(run):
+    _, text, facts = written(run)
+    forest = re.search(r'"forest": (.*?)"heat"', text, re.DOTALL)[1]
+    assert all(c["verdict"] is None for c in facts["standing"]["across"] if c["score"] != c["baseline_score"])
+    fair = ranking.whole(facts["tables"])
+    sides = [(a, b) for a, b in ranking.across(fair, facts["own"]) if a["score"] != b["score"]]
+    top = {
+        m: max(s["auroc"][0] for s in fair if (s["method"], s["place"]) == (m, "mean-all")) for m in (*METHODS, "plain")
+    }
+    assert {b["method"] for _, b in sides} <= {"plain", max(("plain", "noise", "vos"), key=top.get)}
+    assert all(
+        b["auroc"][0] == top[b["method"]] and (a["score"] == "energy" or a["auroc"][0] == top[a["method"]])
+        for a, b in sides
+    )
+    assert not any(s["transductive"] for pair in sides for s in pair)
+
+    def cross(rows):
+        for a, b in sides:
+            d = a["auroc"][0] - b["auroc"][0]
+            pair = {"method": a["method"], "score": a["score"], "baseline": b["method"], "baseline_score": b["score"]}
+            rows.append(
+                pair | {"set": "mean-all", "metric": "auroc", "diff": d, "lo": d - 0.01, "hi": d + 0.01, "seeds": 3}
+            )
+
+    edit(run, "differences", cross)
+    page, text, facts = written(run)
+    found = [c for c in facts["standing"]["across"] if c["verdict"]]
+    assert len(found) >= len(sides) > 0
+    assert "Each with a score of its own" in page.text
+    assert "Every method with a score of its own, against the plain classifier" in page.text
+    for c in found:
+        assert f"{wording.label(c['score'])} {wording.pct(c['auroc'][0])}</small>" in text
+        assert wording.signed(c["diff"]) in text
+    assert re.search(r'"forest": (.*?)"heat"', text, re.DOTALL)[1] == forest  # of equal scores alone
+
+
 def test_the_headline_says_that_a_baseline_leads(run):
     page, _, facts = written(run)
     best = facts["standing"]["best"]

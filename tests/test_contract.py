@@ -15,9 +15,11 @@ from outskirts.models import Classifier
 from outskirts.recipe import labelled
 from outskirts.scored import fit_score
 from outskirts.types import Observer, Outputs, Score
+from texts import classifier_for
+from texts import settings as needed
 
 torch.manual_seed(0)
-N, K, D = 240, 4, 6
+N, K, D = 240, 4, 8
 LABELS = torch.arange(N) % K
 NET = torch.nn.Sequential(
     torch.nn.AdaptiveAvgPool2d(2), torch.nn.Conv2d(3, D, 2), torch.nn.Flatten(), torch.nn.Linear(D, K)
@@ -35,7 +37,8 @@ TRAIN, VAL, OUTLIERS, TEST = (made_up() for _ in range(4))
 
 
 def fitted(name, **settings):
-    return fit_score(find("scores", name)(**settings), TRAIN, val=VAL, outliers=OUTLIERS, classifier=CLASSIFIER)
+    score = find("scores", name)(**needed(name), **settings)
+    return fit_score(score, TRAIN, val=VAL, outliers=OUTLIERS, classifier=classifier_for(name, CLASSIFIER))
 
 
 @pytest.mark.parametrize("shelf", SHELVES)
@@ -67,9 +70,10 @@ class TestScore:
         assert {p: v.kind for p, v in ours.items() if p not in extra} == {p: v.kind for p, v in protocol.items()}
 
     def test_fit_returns_self_and_leaves_settings_alone(self, name):
-        score = find("scores", name)()
+        score = find("scores", name)(**needed(name))
         before = dataclasses.asdict(score)
-        assert fit_score(score, TRAIN, val=VAL, outliers=OUTLIERS, classifier=CLASSIFIER) is score
+        given = {"val": VAL, "outliers": OUTLIERS, "classifier": classifier_for(name, CLASSIFIER)}
+        assert fit_score(score, TRAIN, **given) is score
         assert dataclasses.asdict(score) == before
 
     def test_learned_state_ends_in_an_underscore_and_is_tensors_or_numbers(self, name):

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from outskirts import data
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
-from outskirts.find import find, names
+from outskirts.find import find
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.scores import energy, unified
 from outskirts.threshold import Threshold
+from texts import without_texts
 
 # --- threshold ---------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def fit(parts, name="energy", **settings):
     return Detector.fit(classifier, find("scores", name)(**settings), train, held_out, val=val, outliers=outliers)
 
 
-@pytest.mark.parametrize("name", names("scores"))
+@pytest.mark.parametrize("name", without_texts())
 def test_any_score_survives_a_folder(parts, name, tmp_path):
     detector, test = fit(parts, name), parts[4]
     detector.save(tmp_path / "d")

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from outskirts import evaluate, metrics, scored
+from outskirts import evaluate, metrics, scored, verdict
 from outskirts.data import Images
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import REPORTED, Scored, collect, compare, rows, score_sets
@@ -230,6 +230,31 @@ def test_a_score_of_nan_on_id_images_or_of_one_value_has_no_metrics_anywhere(cap
     assert caplog.messages[-1].endswith("every score is 1")
 
 
+class Saturated(Broken):
+    """The same value for every image of the one side that has `n` images."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, outputs):
+        values = -outputs.logits.max(1).values
+        return torch.full_like(values, -1.0) if len(values) == self.n else values
+
+
+def test_a_set_or_the_id_images_of_one_value_are_named_and_left_out(caplog):
+    (label, (_, one)), *_ = ((k, v) for k, v in SETS.items() if k == "b")
+    scored = score_sets({"msp": Saturated(len(one))}, ID, LABELS, SETS, method="good", seed=1)
+    assert caplog.messages == [
+        f"score 'msp' (good, seed 1) is left out on {label}, and from the means over sets: every OOD score is -1"
+    ]
+    lines = {r["set"]: r for r in rows(scored)}
+    assert lines["mean-all"]["n_excluded"] == 1
+    found = rows(score_sets({"msp": Saturated(len(ID))}, ID, LABELS, SETS, method="good", seed=1))
+    assert {r["excluded"] for r in found if r["set"] in SETS} >= {"every ID score is -1"}
+    one = {"alone": ("near", ID[:1])}  # one image is no constant: sets of one image are warned of by their size
+    assert not score_sets({"msp": energy.Score()}, ID, LABELS, one, method="good", seed=1)[0].excluded
+
+
 def test_a_missing_set_is_a_row_and_is_counted():
     scored = score_sets({"energy": energy.Score()}, ID, LABELS, SETS, method="plain", seed=0)
     lines = {r["set"]: r for r in rows(scored, missing={"SVHN": ("far", "missing: no data/svhn")})}
@@ -313,6 +338,14 @@ def test_a_gain_that_depends_on_the_seed_is_no_claim():
         assert (line["lo"] > 0) if gains else (line["hi"] < 0)
         assert line["verdict"] == "no clear difference"  # one training is no claim, as on the report's page
         assert line["seeds"] == 1
+
+
+def test_the_rule_of_the_verdict_is_the_report_s(monkeypatch):
+    seen = []
+    monkeypatch.setattr(verdict, "call", lambda *facts: seen.append(facts) or f"call {len(seen)}")
+    lines = compare(scored_by(), scored_by("good", 0, 0.2))
+    assert [r["verdict"] for r in lines] == [f"call {i + 1}" for i in range(len(lines))]
+    assert seen == [(r["metric"], r["lo"], r["hi"], r["seeds"]) for r in lines]
 
 
 def test_pairing_makes_the_interval_narrower_than_two_rows():

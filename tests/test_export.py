@@ -15,13 +15,14 @@ from outskirts.cli import main
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.export import NOT_TRACED, OUTPUTS, Judge, export
-from outskirts.find import find, names
+from outskirts.find import find
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.types import Observer
+from texts import without_texts
 
-TRACED = [n for n in names("scores") if n not in NOT_TRACED and not isinstance(find("scores", n)(), Observer)]
-REFUSED = [n for n in names("scores") if n not in TRACED]
+TRACED = [n for n in without_texts() if n not in NOT_TRACED and not isinstance(find("scores", n)(), Observer)]
+REFUSED = [n for n in without_texts() if n not in TRACED]
 
 
 def linear(seed=0, k=4, size=(6, 6), hidden=16):

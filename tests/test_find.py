@@ -30,6 +30,15 @@ def test_wrong_names(name, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("name", ["./nosuch", "../b", ".", "..", "runs/q", "/tmp/x.y", ".hidden"])
+@pytest.mark.parametrize("shelf", ["recipes", "synth"])
+def test_a_folder_is_never_a_module(shelf, name):
+    with pytest.raises(OutskirtsError, match=f"`outskirts list {shelf}` shows") as e:
+        find(shelf, name)
+    assert str(e.value).startswith(f"{name}: ")
+    assert "\n" not in str(e.value)
+
+
 def test_a_module_that_fails_to_import_says_why(tmp_path, monkeypatch):
     (tmp_path / "broken_score.py").write_text("import a_library_that_is_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -106,7 +106,12 @@ def test_margins_are_the_plain_classifier_s_mean_energies_where_none_are_given()
     assert margins(TrainSettings(loss="energy_margin", m_in=-23.0), -20.0, -5.0) == (-23, -5)
     assert margins(TrainSettings(loss="energy_margin", m_in=-23.0, m_out=-7.0), 0.0, -5.0) == (-23, -7)
     with pytest.raises(OutskirtsError, match="m_in must be the lower; give both"):
-        margins(TrainSettings(loss="energy_margin"), -5.0, -20.0)
+        margins(TrainSettings(loss="energy_margin", m_in=-3.0), -20.0, -5.0)
+
+
+def test_outliers_that_start_with_less_energy_do_not_stop_a_comparison_but_are_told(caplog):
+    assert margins(TrainSettings(loss="energy_margin"), -5.0, -20.0) == (-20, -5)
+    assert "outliers start with less energy (-20) than ID images (-5)" in caplog.text
 
 
 def test_mixoe_is_the_cross_entropy_to_soft_labels():
@@ -147,3 +152,19 @@ def test_wrong_settings_are_one_line(fields, message):
     with pytest.raises(OutskirtsError, match=message) as e:
         TrainSettings(**fields)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("monotone", [False, True])
+def test_phi_turns_round_where_outliers_have_less_energy_unless_it_is_held(monotone):
+    torch.manual_seed(0)
+    loss = EnergyLogistic(centre=9.0, monotone=monotone)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1, momentum=0.9)
+    logits = torch.cat([torch.full((40, 1), 8.0), torch.full((40, 1), 10.0)])  # -E of ID images, then of outliers
+    for _ in range(200):
+        optimizer.zero_grad()
+        population_mean(loss(logits, torch.arange(80) < 40), torch.arange(80) < 40).backward()
+        optimizer.step()
+    loss(logits, torch.arange(80) < 40)
+    odds = loss.log_odds(torch.linspace(0, 20, 50)[:, None]).detach()
+    assert (odds.diff() >= -1e-6).all() == monotone
+    assert (odds[20] > odds[25]) != monotone  # where the images are

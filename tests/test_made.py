@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from outskirts.data import Images, load
-from pictures import folder
+from outskirts.store import Store
+from outskirts.types import Outlier, Request
+from pictures import folder, one_line
 
 
 @pytest.mark.parametrize("name", ["photos", "invert", "shuffle", "noise", "noise:uniform"])
@@ -53,6 +55,29 @@ def test_photos_are_windows_of_the_photographs_at_several_scales():
     ]
     assert sum(exact) == 8
     assert len({p.numpy().tobytes() for p in patches}) == 40
+
+
+def test_outliers_of_a_run_are_a_set_of_images(tmp_path):
+    requests = [Request(i, i, label=i % 2, source=i) for i in range(6)]
+    grey = [torch.full((3, 8, 8), 10 * i, dtype=torch.uint8) for i in range(6)]
+    for below in ("3-synth/store", "3-synth-vos/store"):
+        Store(tmp_path / below, made_by={}).append([Outlier(r, x) for r, x in zip(requests, grey, strict=True)])
+    Store(tmp_path / "3-synth/store").select([2], [False], ["too near"])
+    like = load("digits[0]")
+    for name, ids in (
+        (tmp_path, [0, 1, 3, 4, 5]),
+        (tmp_path / "3-synth-vos", range(6)),
+        (tmp_path / "3-synth-vos/store", range(6)),
+    ):
+        made = load(f"store:{name}", like=like)
+        assert made.pixels[:, 0, 0, 0].tolist() == [10 * i for i in ids]
+        assert set(made.labels.tolist()) == {-1}  # the sources' labels are not theirs
+    assert load(f"store:{tmp_path}", like=like, size=(4, 4)).size == (4, 4)
+    one_line("no store of outliers in", f"store:{tmp_path / 'nowhere'}")
+    one_line("write store:FOLDER", "store")
+    feature = Outlier(Request(0, 0), feature=torch.zeros(3))
+    Store(tmp_path / "features", made_by={}).append([feature])
+    one_line("are no images", f"store:{tmp_path / 'features'}")
 
 
 def _holds(windows, patch):

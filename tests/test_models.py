@@ -1,5 +1,7 @@
 import copy
 import json
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -184,6 +186,15 @@ def test_folders_that_are_no_classifier(tmp_path):
         load_classifier(tmp_path)
 
 
+def test_the_feature_layer_can_be_named_in_the_name(tmp_path):
+    found = load_classifier("timm:test_resnet?pretrained=false&layer=layer4")
+    assert found.layer == "layer4"
+    assert found.feature_dim != load_classifier("timm:test_resnet?pretrained=false").feature_dim
+    assert load_classifier("timm:test_resnet?pretrained=false&layer=layer4", layer="fc").layer == "fc"
+    found.save(tmp_path)
+    assert load_classifier(tmp_path).layer == "layer4"
+
+
 class Payload:
     def __reduce__(self):
         return (print, ("run",))
@@ -208,6 +219,12 @@ def test_weights_files(tmp_path, capsys):
     for file in ("evil.pt", "whole.pt"):
         with pytest.raises(OutskirtsError, match="can run code"):
             load("resnet_tiny", file)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": Payload()}, protocol=4))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(OutskirtsError, match="can run code"):
+            load("resnet_tiny", "plain.pt")
+    assert not told  # one line is enough
     assert "run" not in capsys.readouterr().out
     with pytest.raises(OutskirtsError, match="no weights file"):
         load("resnet_tiny", "nowhere.pt")
@@ -223,6 +240,8 @@ def test_weights_files(tmp_path, capsys):
         ("torchvision:resnet19", "torchvision has no classifier 'resnet19', did you mean"),
         ("timm:test_resnet?pretrained=false&mean=1,2", "mean=1,2 is not three numbers"),
         ("timm:resnet18?pretraind=false", "unknown option 'pretraind'"),
+        ("timm:test_resnet?pretrained=false&layer=fcc", "no layer 'fcc', did you mean 'fc'"),
+        ("timm:test_resnet?pretrained=false&layer=", "layer is empty in"),
     ],
 )
 def test_unknown_names_are_one_line(name, message):

@@ -13,12 +13,13 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
-from outskirts.find import find, names
+from outskirts.find import find
 from outskirts.metrics import ood_metrics
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.pytorch_ood_adaptor import ScoreDetector
 from outskirts.scored import fit_score
+from texts import without_texts
 
 G = torch.Generator().manual_seed(0)
 PIXELS = torch.rand(160, 3, 8, 8, generator=G)
@@ -58,7 +59,7 @@ class Two(Benchmark):
         return [ConcatDataset([TEST, ood]) for ood in (DARK, FLAT)]
 
 
-@pytest.mark.parametrize("name", [n for n in names("scores") if n != "pytorch_ood"])
+@pytest.mark.parametrize("name", [n for n in without_texts() if n != "pytorch_ood"])
 def test_every_score_says_the_same_there_and_here(classifier, name):
     score = find("scores", name)
     train, val, beyond = (DataLoader(x, batch_size=33) for x in (TRAIN, TEST, DARK))

@@ -8,9 +8,13 @@ from typing import Any, Literal
 import pytest
 
 from outskirts.errors import OutskirtsError
+from outskirts.find import find, names
+from outskirts.methods import methods
 from outskirts.override import override
 from outskirts.recipe import ClassifierSettings, Recipe, TrainSettings, labelled
 from outskirts.settings import as_plain, fits, from_plain
+from outskirts.shelf import recipe_text
+from outskirts.synthesis import build
 
 TINY = Recipe(
     "tiny", synth="noise", near=("digits[7-9]",), far=("photos", "letters=folder:a=b"), score_with={"knn": {"k": 5}}
@@ -19,6 +23,25 @@ TINY = Recipe(
 
 def test_json_there_and_back():
     assert from_plain(json.loads(json.dumps(as_plain(TINY))), Recipe) == TINY
+
+
+@pytest.mark.parametrize("name", names("recipes"))
+def test_a_shipped_recipe_comes_back_from_its_run_folder(name):
+    """Equal, and with options that its synthesizers and scores take: those are tuples too, which JSON does not have."""
+    recipe = find("recipes", name)()
+    back = from_plain(json.loads(json.dumps(as_plain(recipe))), Recipe)
+    assert back == recipe
+    for m in methods(back):
+        if m.synth:
+            build(m.synth, {}, dict(m.options))()
+    for label, score in map(labelled, (*back.scores, *back.plain_scores)):
+        find("scores", score)(**back.score_with.get(label, {}))
+
+
+def test_a_list_inside_a_method_comes_back_as_its_synthesizer_takes_it():
+    recipe = Recipe("a", methods={"mine": {"synth": "good", "with": {"guidance": ("feature",)}}})
+    back = from_plain(json.loads(json.dumps(as_plain(recipe))), Recipe)
+    assert back.methods["mine"]["with"] == {"guidance": ("feature",)}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +96,7 @@ def test_a_loss_s_own_fields_come_after_it_and_go_with_it():
         ("fit_classifier.arch=vgg", "must be one of resnet18, resnet_small, resnet_tiny"),
         ("seeds=", "seeds is ()"),
         ("seeds=1,1", "none of them twice"),
-        ("stages=synth,filter", "stages holds 'filter'; accepted: classifier, diffusion"),
+        ("stages=synth,sift", "stages holds 'sift'; accepted: classifier, diffusion"),
         ("synth=godo", "no 'godo' in synth, did you mean 'good'"),
         ("synth.kin=uniform", "'noise' has no field 'kin', did you mean 'kind'"),
         ("synth.kind=blue", "synth.kind is 'blue'; it must be one of gaussian, uniform"),
@@ -86,6 +109,16 @@ def test_override_refuses_in_one_line_that_names_the_field(text, error):
         override(TINY, [text])
     assert error in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_scores_of_the_plain_classifier_alone_have_fields_too():
+    plain = override(TINY, ["score.near.k=7", "plain_scores=near=knn,vim"])  # in any order
+    assert plain.score_with == {"knn": {"k": 5}, "near": {"k": 7}}
+    assert "score.near.k=7" in recipe_text(plain)
+    assert override(plain, ["scores=energy"]).score_with == {"near": {"k": 7}}
+    assert override(plain, ["plain_scores="]).score_with == TINY.score_with
+    with pytest.raises(OutskirtsError, match="no 'vin' in scores, did you mean 'vim'"):
+        override(plain, ["plain_scores=vin"])
 
 
 def test_another_synthesizer_starts_from_its_own_defaults_whatever_the_order():

@@ -106,6 +106,57 @@ def test_a_better_score_of_the_plain_classifier_alone_is_named():
     assert verdict.verdict([energy, knn | {"before": 0.94}], "good")["exceptions"] == []
 
 
+def test_scores_that_disagree_with_the_verdict_are_named(tmp_path):
+    def by(score, diff, **changes):
+        return difference("noise", diff, score=score, baseline_score=score, **changes)
+
+    others = [by("knn", -0.1), by("msp", -0.1), by("gen", 0.01), by("vim", 0.2), by("unified", -0.1, transductive=True)]
+    folder = make_run(tmp_path / "run", differences=[difference(), difference("noise"), *others])
+    page, facts = report(folder)
+    told = ["against the noise floor, AUROC with kNN, MSP: worsens"]
+    told += ["against the noise floor, AUROC with GEN: no clear difference"]
+    assert facts["verdict"]["exceptions"] == told
+    assert all(line in page.text for line in told)
+
+
+def test_a_baseline_above_every_row_of_the_method_is_named_under_the_headline(tmp_path):
+    across = difference("noise", -0.02, half=0.01)
+    page, facts = report(make_run(tmp_path / "run", differences=[difference(), across]))
+    told = "The noise floor with energy ranks above GOOD with any score: AUROC 82.5 against at best 80.5 (energy), a clear difference."
+    assert facts["verdict"]["ahead"]["sentence"] == told
+    assert page.text.index("GOOD improves on") < page.text.index(told) < page.text.index("Mean over all OOD test sets")
+    page, facts = report(make_run(tmp_path / "two", differences=[difference()], methods=("plain", "good")))
+    assert facts["verdict"]["ahead"] is None
+    assert "ranks above" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("diff", "says"),
+    [
+        (-0.1, "Training made detection worse: take the plain one."),
+        (0.1, "Training made detection better: take the trained one."),
+        (0.01, "Training made no clear difference: either will do."),
+    ],
+)
+def test_the_detector_to_take_is_named_by_the_verdict(tmp_path, diff, says):
+    folder = make_run(tmp_path / "run", differences=[difference(diff=diff), difference("noise")])
+    assert report(folder)[1]["detectors"] is None
+    for name in ("detector", "detector-plain"):
+        (folder / "6-bench" / name).mkdir()
+        (folder / "6-bench" / name / "detector.json").write_text('{"score": "energy"}')
+    page, facts = report(folder)
+    words = page.text.replace(" .", ".")
+    assert all(f"6-bench/{name}" in words for name in ("detector ,", "detector-plain ,"))
+    assert says in words
+    assert facts["detectors"]["take"] == {-0.1: "6-bench/detector-plain", 0.1: "6-bench/detector"}.get(diff)
+
+
+def test_what_the_intervals_cover_is_said_once(run):
+    page, _ = report(run)
+    assert page.text.count("another classifier or another set of outliers can shift a difference by more than") == 1
+    assert ("a", {"href": "#interval"}) in page.tags
+
+
 def test_transductive_numbers_carry_their_mark_and_no_other_number_does(run):
     page, _ = report(run)
     by_score = {

@@ -78,6 +78,14 @@ def test_the_detector_is_the_trained_one(folder):
     assert type(detector.scorer).__module__ == "outskirts.scores.energy"
 
 
+def test_the_detector_before_training_is_kept_beside_it_with_the_same_score(folder):
+    detector = Detector.load(folder / "6-bench" / "detector-plain")
+    weights = (folder / "1-classifier" / "model.safetensors").read_bytes()
+    assert (folder / "6-bench" / "detector-plain" / "classifier" / "model.safetensors").read_bytes() == weights
+    assert type(detector.scorer).__module__ == "outskirts.scores.energy"
+    assert "6-bench/detector-plain" in (folder / "7-report" / "report.html").read_text()
+
+
 def test_the_same_command_does_nothing_again(folder):
     before = stamps(folder)
     run(recipe(), folder, progress=False)
@@ -170,6 +178,7 @@ def test_a_plain_classifier_alone_can_be_measured(folder, tmp_path):
     run(alone, tmp_path, progress=False)
     assert {r["method"] for r in read(tmp_path / "6-bench" / "rows.json")} == {"plain"}
     assert Detector.load(tmp_path / "6-bench" / "detector").scorer is not None
+    assert not (tmp_path / "6-bench" / "detector-plain").exists()
     with pytest.raises(OutskirtsError, match="classifier=fit, but stages leaves 'classifier' out"):
         run(override(recipe(), ["stages=bench"]), tmp_path / "b")
 
@@ -198,12 +207,50 @@ def test_failed_outliers_are_named_in_one_line(folder, tmp_path, caplog):
         (["near=", "far="], "near and far are both empty"),
         (["score.knn.k=100000"], "score.knn.k is 100000, but there are "),
         (["score.unified.mode=fixed"], "mode='fixed' needs w"),
+        (["recode=foo:1"], "recode: codec 'foo:1'; accepted: jpeg:QUALITY"),
+        (["recode=jpeg:101"], "recode: codec 'jpeg:101'; accepted: jpeg:QUALITY"),
+        (["synth=good", "synth.k=5000"], r"k of synth=good is 5000, but there are \d+ training images; give 1 to "),
+        (
+            ["synth=npos", "synth.k=200"],
+            r"k of synth=npos is 200, but there are 11\d training images of class '2'; give 1 to 11",
+        ),
+        (
+            ["synth=npos", "synth.rows=9"],
+            r"k of synth=npos is 50, but there are 9 rows held of each class; give 1 to 8",
+        ),
     ],
 )
 def test_bad_input_is_found_before_the_first_step(tmp_path, change, error):
     with pytest.raises(OutskirtsError, match=error):
         run(override(recipe(), change), tmp_path, progress=False)
+    with pytest.raises(OutskirtsError, match=error):  # before the plan of a step, whose trials are smaller
+        assert not [line for line in plan(override(recipe(), change), tmp_path) if "classifier" in line]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_of_other_classes_is_found_before_a_diffusion_model_is_trained(folder, tmp_path):
+    given = [f"classifier={folder}/1-classifier", "classes=0-4", "near=", "synth=good", "diffusion=fit"]
+    error = "has 5 classes and the classifier 3"
+    with pytest.raises(OutskirtsError, match=error):
+        run(override(recipe(), given), tmp_path, until="synth", progress=False)
+    with pytest.raises(OutskirtsError, match=error):
+        assert not [line for line in plan(override(recipe(), given), tmp_path) if "2-diffusion" in line]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_neighbour_that_nobody_asked_for_is_said_to_be_the_default_and_names_are_checked_before(folder, tmp_path):
+    few = dataclasses.replace(
+        recipe(), classifier=f"{folder}/1-classifier", fit_images=60, scores=("knn",), score_with={}
+    )
+    few = dataclasses.replace(few, stages=("bench",), floor=False)
+    with pytest.raises(OutskirtsError, match=r"score\.knn\.k is 100 by default, but there are 60 training images"):
+        run(few, tmp_path, progress=False)
+    with pytest.raises(OutskirtsError, match=r"score\.knn\.k is 100, but there are 60 training images"):
+        run(dataclasses.replace(few, score_with={"knn": {"k": 100}}), tmp_path, progress=False)
+    with pytest.raises(OutskirtsError, match="no such folder: nowhere"):
+        run(dataclasses.replace(few, far=("folder:nowhere",)), tmp_path, progress=False)
+    with pytest.raises(OutskirtsError, match="no classifier 'nowhere'"):
+        run(dataclasses.replace(few, classifier="nowhere"), tmp_path, progress=False)
 
 
 def test_a_redo_with_bad_input_removes_nothing(folder):

@@ -166,10 +166,10 @@ def test_a_large_bank_gets_an_index_that_finds_the_same_and_can_be_saved(monkeyp
     train, test = outputs[:4000], outputs[4000:]
     for make in (knn.Score(k=10), unified.Score(k=10, mode="fixed", w=1.0)):
         large, small = (s.fit(t, LABELS, val=test) for s, t in ((make, train), (replace(make), train[:3999])))
-        assert large.index_.dtype == torch.uint8
-        assert small.index_ is None
+        assert len(large.index_) > 0
+        assert len(small.index_) == 0
         exact = replace(make, backend="torch").fit(train, LABELS, val=test)
-        assert exact.index_ is None
+        assert len(exact.index_) == 0
         torch.testing.assert_close(large(test), exact(test), atol=1e-3, rtol=0)
         again = replace(make)
         vars(again).update({k: v.clone() if torch.is_tensor(v) else v for k, v in vars(large).items()})

@@ -7,13 +7,14 @@ from torch import nn
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
-from outskirts.find import find, names
+from outskirts.find import find
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.scored import fit_score
 from outskirts.types import Observer, Outputs
+from texts import without_texts
 
-NAMES = names("scores")
+NAMES = without_texts()
 SETTINGS = {"knn": {"k": 3}, "unified": {"k": 3}}
 MADE = {name: find("scores", name)(**SETTINGS.get(name, {})) for name in NAMES}
 READ_IMAGES = [name for name, score in MADE.items() if isinstance(score, Observer)]

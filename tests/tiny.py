@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 
-def tiny_stable_diffusion(folder: Path, *, prediction_type: str = "epsilon") -> Path:
-    """A Stable Diffusion 1.x folder: 8x8 latents, 16x16 images, 1.x's schedule and its PNDM scheduler."""
+def tiny_stable_diffusion(folder: Path, *, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:
+    """A Stable Diffusion 1.x folder: 8x8 latents, 16x16 images, 1.x's schedule and its PNDM scheduler; 9 channels in-paint."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -15,6 +15,7 @@ def tiny_stable_diffusion(folder: Path, *, prediction_type: str = "epsilon") -> 
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
             sample_size=8,
+            in_channels=in_channels,
             block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -102,8 +103,8 @@ def listening(folder: Path) -> Path:
 
 
 def tiny_clip(folder: Path) -> Path:
-    """A whole CLIP model, text and images, with its projections and tokenizer."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+    """A whole CLIP model, text and images, with its projections, tokenizer and preprocessing."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
     text = CLIPTextConfig(
         vocab_size=100, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -118,4 +119,7 @@ def tiny_clip(folder: Path) -> Path:
         model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8))
     model.save_pretrained(folder / "clip")
     tiny_tokenizer(folder / "clip words").save_pretrained(folder / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(
+        folder / "clip"
+    )
     return folder / "clip"

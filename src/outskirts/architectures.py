@@ -1,4 +1,4 @@
-"""Networks by name, with the preprocessing they were trained with: our own, timm, torchvision, transformers.
+"""Networks by name, with the preprocessing they were trained with: our own, timm, torchvision, transformers, CLIP.
 
 `build` makes one from the name a user gives, with pretrained weights; `rebuild` makes the bare network of a saved
 classifier, touching no network and no cache.
@@ -7,6 +7,7 @@ classifier, touching no network and no cache.
 import contextlib
 import importlib
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from outskirts import clip
 from outskirts.errors import OutskirtsError
 from outskirts.find import did_you_mean
 from outskirts.nets import STAGES, small_resnet
 
-OPTIONS = {"pretrained": "false", "weights": "FILE", "mean": "R,G,B", "std": "R,G,B"}
+OPTIONS = {"pretrained": "false", "weights": "FILE", "mean": "R,G,B", "std": "R,G,B", "layer": "MODULE"}
 OFFLINE = "offline, a folder saved before, `?pretrained=false` (random weights) and `?weights=FILE` work"
 
 
@@ -30,15 +32,19 @@ def build(name: str, classes: Sequence[str] | None = None) -> tuple[nn.Module, d
     source, _, query = name.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     kind, _, ident = source.partition(":")
+    if kind == "clip":
+        return clip.build(name, classes)
     if kind not in BUILDERS and source not in STAGES:
         raise OutskirtsError(
-            f"no classifier {name!r}: no such folder, and a name is {', '.join(f'{k}:ID' for k in BUILDERS)} or one of "
+            f"no classifier {name!r}: no such folder, and a name is {', '.join(f'{k}:ID' for k in (*BUILDERS, 'clip'))} or one of "
             f"{', '.join(STAGES)} followed by ?weights=FILE{did_you_mean(source, STAGES)}"
         )
     if unknown := options.keys() - set(OPTIONS):
         raise OutskirtsError(
             f"unknown option {min(unknown)!r} in {name!r}; known: {', '.join(f'{k}={v}' for k, v in OPTIONS.items())}"
         )
+    if options.get("layer") == "":
+        raise OutskirtsError(f"layer is empty in {name!r}; name the module that reads the features, or leave it out")
     pretrained = "weights" not in options and options.get("pretrained", "true") != "false"
     if source in STAGES:
         if classes is None or not {"weights", "mean", "std"} <= options.keys():
@@ -50,6 +56,7 @@ def build(name: str, classes: Sequence[str] | None = None) -> tuple[nn.Module, d
     else:
         net, facts = BUILDERS[kind](ident, pretrained, None if classes is None or pretrained else len(classes))
     facts |= {k: _triple(k, options[k]) for k in ("mean", "std") if k in options}
+    facts |= {k: options[k] for k in ("layer",) if k in options}
     if "weights" in options:
         load_weights(net, options["weights"])
     if classes is not None and "classes" in facts and len(classes) != len(facts["classes"]):
@@ -76,6 +83,8 @@ def rebuild(source: str, num_classes: int, architecture: dict[str, Any]) -> nn.M
         from transformers import AutoConfig, AutoModelForImageClassification
 
         return AutoModelForImageClassification.from_config(AutoConfig.for_model(**architecture))
+    if kind == "clip":
+        return clip.rebuild(architecture, num_classes)
     if kind == "python":
         return _call(ident)
     raise OutskirtsError(f"the classifier was saved with an unknown source {source!r}; it needs a newer outskirts")
@@ -83,6 +92,8 @@ def rebuild(source: str, num_classes: int, architecture: dict[str, Any]) -> nn.M
 
 def architecture(net: nn.Module) -> dict[str, Any]:
     """What `rebuild` needs besides the source, JSON-able."""
+    if isinstance(net, clip.Clip):
+        return net.architecture()
     if hasattr(net, "pretrained_cfg"):  # timm; an hf-hub id is not buildable offline, its architecture is
         return {"name": net.pretrained_cfg["architecture"]}
     if hasattr(net, "config") and hasattr(net.config, "to_diff_dict"):  # transformers
@@ -95,11 +106,13 @@ def load_weights(net: nn.Module, path: str) -> None:
     if not Path(path).is_file():
         raise OutskirtsError(f"no weights file {path}; give a .safetensors file or a torch state dict")
     try:
-        state = (
-            load_file(path)
-            if path.endswith(".safetensors")
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol; the error below says what to do
+            state = (
+                load_file(path)
+                if path.endswith(".safetensors")
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as e:
         raise OutskirtsError(
             f"{path} is not safetensors and not a plain torch state dict; other pickles can run code and are not opened; "
@@ -167,16 +180,21 @@ def _hf(ident: str, pretrained: bool, num_classes: int | None):
         else:
             config = AutoConfig.from_pretrained(ident, **({} if num_classes is None else {"num_labels": num_classes}))
             net = AutoModelForImageClassification.from_config(config)
+    facts = preprocessing(processor)
+    return net, {**facts, "classes": [net.config.id2label[k] for k in range(net.config.num_labels)]}
+
+
+def preprocessing(processor) -> dict[str, Any]:
+    """The size, mean, std and interpolation of an image processor of transformers, as Classifier takes them."""
     size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
     size = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    facts = {
+    return {
         "size": size,
         "mean": mean,
         "std": std,
         "interpolation": "bicubic" if int(processor.resample) == 3 else "bilinear",
     }
-    return net, {**facts, "classes": [net.config.id2label[k] for k in range(net.config.num_labels)]}
 
 
 BUILDERS = {"timm": _timm, "torchvision": _torchvision, "hf": _hf}

@@ -1,7 +1,8 @@
 """The bench stage: every score of the plain classifier, of each trained one and of the noise floor, on every test set.
 
 Writes rows.json, differences.json, warnings.json, scores.npz (raw scores), outliers.json (what the plain classifier says of each outlier),
-examples.npz (some test images) and detector/ (the artefact to keep). Each classifier's part is kept, so that a stop costs one.
+sources.npz (ID images that some were made from), examples.npz (some test images), detector/ (the artefact to keep)
+and, where something was trained, detector-plain/ (the same before it). Each classifier's part is kept, so that a stop costs one.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from outskirts import bench_facts
+from outskirts import bench_facts, ranking, verdict
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import Row, collect, compare, rows
@@ -42,46 +43,55 @@ def bench(run: Run, out: Path) -> None:
     benchmark, warnings = bench_facts.look(run)
     jobs = [(None, 0), *((m, seed) for m in every for seed in r.seeds)]
     found: dict[str, list[Scored]] = {}
-    first = jobs[:2][-1]  # of the method, or the plain classifier where nothing was trained: its detector is kept
-    for m, seed in track(jobs, "bench", show=run.progress):
-        found.setdefault(m.label if m else PLAIN, []).extend(_part(run, out, m, seed, keep=(m, seed) == first))
+    kept = dict(enumerate(("detector-plain", "detector")[-len(jobs) :]))  # of the first two jobs, or of the only one
+    for i, (m, seed) in enumerate(track(jobs, "bench", show=run.progress)):
+        found.setdefault(m.label if m else PLAIN, []).extend(_part(run, out, m, seed, keep=kept.get(i)))
     scored = [s for group in found.values() for s in group]
-    write_json(out / "rows.json", rows(scored, missing=bench_facts.missing(benchmark)))
+    write_json(out / "rows.json", measured := rows(scored, missing=bench_facts.missing(benchmark)))
     if r.shifted:
         wide = [s for path in sorted(out.glob("wide-*")) for s in _load(path)]
         write_json(out / "full_spectrum.json", rows(wide, missing=bench_facts.missing(benchmark)))
     bench_facts.write(out, benchmark, warnings, scored)
-    write_json(out / "differences.json", list(_differences(r, every, found)))
+    write_json(out / "differences.json", list(_differences(r, every, found, measured)))
     np.savez_compressed(out / "scores.npz", **to_arrays(scored))
     if every:
-        write_json(out / "outliers.json", _facts(run, every[0]))
+        write_json(out / "outliers.json", facts := _facts(run, every[0]))
+        if beside := bench_facts.sources(run, every[0], facts["outliers"]):
+            np.savez_compressed(out / "sources.npz", **beside)
         write_json(out / "methods.json", [_cost(run, m) for m in every])
     np.savez_compressed(out / "examples.npz", **_examples(run))
     for part in (*out.glob("part-*"), *out.glob("wide-*")):
         part.unlink()
 
 
-def _differences(recipe: Recipe, every: list[Method], found: dict[str, list[Scored]]) -> Iterator[Row]:
-    """Each method against the plain classifier, and the compared ones against every baseline."""
+def _differences(
+    recipe: Recipe, every: list[Method], found: dict[str, list[Scored]], measured: list[Row]
+) -> Iterator[Row]:
+    """Each method against the plain classifier, and the compared ones against every baseline, by equal scores; then against the
+    best that these reach with any score, see `ranking.across`."""
     own = recipe.own or tuple(m.label for m in every[:1])
     for m in every:
         yield from compare(found[PLAIN], found[m.label])
     for m in (x for x in every if x.label in own):
         for baseline in (x.label for x in every if x.label not in own):
             yield from compare(found[baseline], found[m.label])
+    for mine, other in ranking.across(ranking.whole(verdict.summarise(measured)), own):
+        if mine["score"] != other["score"]:  # equal ones are above
+            pair = [(other["score"], mine["score"])]
+            yield from compare(found[other["method"]], found[mine["method"]], pairs=pair)
 
 
 def _cost(run: Run, m: Method) -> Row:
-    """What a method took: seconds and peak memory of making its outliers and of one training."""
+    """What a method took: seconds, and memory of the process when it began and at its peak, of making its outliers and of one training."""
     done = {"synth": read_json(run.folder / m.store / DONE) if m.store else None}
     done["train"] = read_json(run.folder / trained_in(m, run.recipe.seeds[0]) / DONE)
-    facts = {f"{stage}_{k}": d.get(k) for stage, d in done.items() if d for k in ("seconds", "peak_gib")}
+    facts = {f"{stage}_{k}": d.get(k) for stage, d in done.items() if d for k in ("seconds", "peak_gib", "start_gib")}
     own = run.recipe.own or (methods(run.recipe)[0].label,)
     return {"method": m.label, "own": m.label in own, "synth": m.synth, "loss": m.train.loss, "outliers": len(outliers(run, m)[0]), **facts}  # fmt: skip
 
 
-def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: bool) -> list[Scored]:
-    """Every score of one classifier on every set, from `part-*` files where an earlier call wrote them."""
+def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None) -> list[Scored]:
+    """Every score of one classifier on every set, from `part-*` files where an earlier call wrote them; `keep` names its detector."""
     r, method = run.recipe, m.label if m else PLAIN
     key = (m.key or "@") if m else "@plain"  # no method's key has an @
     path = out / f"part-{key}-{seed}.npz"
@@ -112,7 +122,8 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: bool) -> li
         full = score_sets(scores, Outputs.cat(wide), labels, sets, method=method, seed=seed)
         _save(path.with_name(path.name.replace("part-", "wide-", 1)), full)
     if keep:
-        _detector(classifier, scores, outputs["calibration"], out / "detector")
+        shared = {k: scores[k] for k, _ in map(labelled, r.scores) if k in scores}  # the same score before and after
+        _detector(classifier, shared if "train" in r.stages else scores, outputs["calibration"], out / keep)
     _save(path, scored)  # last: its presence says that this classifier's part is whole
     return scored
 
@@ -130,16 +141,16 @@ def make_scores(recipe: Recipe, wanted: Sequence[str] | None = None) -> Iterator
 
 
 def _detector(classifier, scores: dict[str, Score], calibration: Outputs, folder: Path) -> None:
-    """The detector of the first seed: with the energy, or the first score that answers for one image at a time."""
+    """The detector of one classifier: with the energy, or the first score that answers for one image at a time."""
     able = {k: s for k, s in scores.items() if not s.transductive and getattr(s, "mode", None) != "stream"}
     label = "energy" if "energy" in able else next(iter(able), None)
     if label is None:
-        log.warning("no detector was written: every score of the recipe depends on the whole test set")
+        log.warning("no %s was written: every score of the recipe depends on the whole test set", folder.name)
         return
     try:
         detector = Detector.from_parts(classifier, able[label], able[label](calibration))
     except OutskirtsError as e:  # too few calibration images for the promise: the measurements stand without it
-        log.warning("no detector was written: %s", e)
+        log.warning("no %s was written: %s", folder.name, e)
         return
     detector.save(folder)
 

@@ -1,26 +1,33 @@
 """What a bench leaves beside its numbers: warnings.json, benchmark.json (the parts and their state), published.json."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from outskirts import benchmarks, checks
+import numpy as np
+import torch
+
+from outskirts import benchmarks, checks, gallery, inspection
 from outskirts.benchmarks import APPROXIMATION, MATCHES, MISSING, ROLES, Benchmark
 from outskirts.data import load
-from outskirts.images import Images
+from outskirts.find import find
+from outskirts.images import Images, spread
 from outskirts.inputs import Inputs
-from outskirts.methods import methods
+from outskirts.methods import Method, methods
+from outskirts.recipe import labelled
 from outskirts.run import Run, write_json
 from outskirts.scored import Scored, exclusions
 
+SIDE = 128
+"""Pixels to which the ID images beside outliers are shrunk."""
 log = logging.getLogger("outskirts")
 
 
 def look(run: Run) -> tuple[Benchmark | None, list[str]]:
     """(the recipe's benchmark, what to warn of), before anything is measured; each warning is logged."""
     parts, said = run.inputs.parts, []
-    found = counted(benchmarks.of_recipe(run.recipe), run.inputs)
+    found, known = counted(benchmarks.of_recipe(run.recipe), run.inputs), early(run)
     if run.recipe.id_test is None and run.recipe.classifier != "fit" and "train" not in run.recipe.stages:
         said.append(
             f"{run.recipe.id} is the only ID set: split at random into {len(parts['train']):,} images that fit "
@@ -29,23 +36,59 @@ def look(run: Run) -> tuple[Benchmark | None, list[str]]:
         )  # fmt: skip
     for p in found.parts if found else ():
         if p.state != MATCHES:
-            said.append(f"benchmark {found.name}: {ROLES[p.role]} {p.label!r} is {p}")
-    known = [parts[name] for name in ("train", "val", "calibration")]
-    said += checks.warnings_of(known, parts["test"], run.inputs.ood, run.inputs.shifted)
+            said.append(
+                f"benchmark {found.name}: {ROLES[p.role]} {p.label!r} is {'an ' * (p.state == APPROXIMATION)}{p}"
+            )
+    said += checks.warnings_of(_not_tested(run), parts["test"], run.inputs.ood, run.inputs.shifted)
     said += [line for label, images in trained_on(run) for line in checks.of_outliers(label, images, run.inputs.ood)]
+    said += [line for line in known if line not in said]
     for line in said:
-        log.warning("%s", line)
+        if line not in known:
+            log.warning("%s", line)
     return found, said
+
+
+def early(run: Run) -> list[str]:
+    """What there is to warn of that can be told before anything is made, from what is in memory; the rest is told by `look`."""
+    inputs, r = run.inputs, run.recipe
+    train, ood = inputs.parts["train"], {label: images for label, (_, images) in inputs.ood.items()}
+    said = checks.warnings_of(_not_tested(run), inputs.parts["test"], inputs.ood, inputs.shifted, decode=False)
+    for label, images in trained_on(run) if checks.held(*ood.values()) else ():
+        said += checks.of_outliers(label, images, inputs.ood) if checks.held(images) else []
+    bank = train if r.fit_images is None else spread(train, r.fit_images)
+    for label, name in map(labelled, (*r.scores, *r.plain_scores)):
+        if name in ("knn", "unified"):
+            k = r.score_with.get(label, {}).get("k", find("scores", name).k)
+            said += checks.of_neighbour(f"score.{label}.k", k, bank)
+    return said
+
+
+def _not_tested(run: Run) -> list[Images]:
+    return [run.inputs.parts[name] for name in ("train", "val", "calibration")]
 
 
 def trained_on(run: Run) -> Iterator[tuple[str, Images]]:
     """(method, images) of the real outliers that methods train against."""
     for m in methods(run.recipe) if "train" in run.recipe.stages else ():
-        if not m.store:
+        if not m.store and run.inputs.outlier_store is None:
             yield m.label, run.inputs.outliers
         elif m.synth == "real" and not m.shares:
             train = run.inputs.parts["train"]
             yield m.label, load(m.options["images"], like=train, size=run.recipe.size or train.size)
+
+
+def sources(run: Run, m: Method, measured: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+    """`id` of the outliers that the report shows and `images`, the ID images that they were made from, UInt8[n, 3, H, W]; {} for none."""
+    stored = inspection.read_rows(run.folder / m.store / "store") if m.store else []
+    if all(r["source"] is None for r in stored):
+        return {}
+    energy = dict(zip(measured["id"], measured["energy"], strict=True))
+    found = inspection.levels(stored, np.array([energy.get(r["id"], np.nan) for r in stored]))
+    shown = [stored[i] for chosen in gallery.shown(stored, found) for i in chosen if stored[i]["source"] is not None]
+    train = run.inputs.parts["train"]
+    size = tuple(min(SIDE, s) for s in run.recipe.size or train.size or (SIDE, SIDE))
+    images = train.subset(torch.tensor([r["source"] for r in shown])).resized(size)
+    return {"id": np.array([r["id"] for r in shown]), "images": images.pixels.numpy()}
 
 
 def write(out: Path, found: Benchmark | None, said: Sequence[str], scored: Sequence[Scored]) -> None:

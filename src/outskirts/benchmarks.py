@@ -25,6 +25,8 @@ MATCHES, APPROXIMATION, MISSING = "matches", "approximation", "missing"
 ROLES = {"id": "ID training", "id_val": "ID validation", "id_test": "ID test", "near": "near OOD", "far": "far OOD", "shifted": "shifted ID"}  # fmt: skip
 GROUPS = ("near", "far", "shifted")
 """Roles that several parts may have; the others have one."""
+COUNTED = "it has as many images as it should, but no hash of them is known, so that they may be others"
+UNKNOWN = "neither its count nor a hash of it is known, so nothing was checked"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,16 @@ def load(name: str, root: str | os.PathLike | None = None, *, download: bool = F
         parts = tuple(_approximate(p, why) if p.role == "id_test" else p for p in parts)
     size = tuple(facts["size"]) if facts.get("size") else None
     return Benchmark(Path(name).stem, facts["about"], facts["source"], str(root), parts, size, facts.get("published"))
+
+
+def places(name: str) -> dict[str, Any]:
+    """The recipe fields of the benchmark called `name` below its default root, for recipes: nothing is looked for."""
+    facts = manifest(name)
+    found = [
+        Part(p["role"], p["label"], None, "", p["at"][0]["name"].replace("{root}", facts["root"]))
+        for p in facts["parts"]
+    ]
+    return {"benchmark": name, **Benchmark(name, "", "", facts["root"], tuple(found)).fields()}
 
 
 def parse(text: str) -> Benchmark:
@@ -211,8 +223,7 @@ def _part(spec: Mapping[str, Any], classes: Mapping[str, Any], root: Path, downl
         name = place["name"].replace("{root}", str(root)).replace("{classes}", ",".join(classes.get("names", ())))
         if name.startswith(("hf:", "torchvision:")):
             if download:
-                why = place.get("why", "counted when it is read")
-                return replace(part, name=name, state=APPROXIMATION if "why" in place else MATCHES, why=why)
+                return replace(part, name=name, **_fetched(name, place.get("why")))
             continue
         there = look(name)
         if isinstance(there, str):
@@ -222,9 +233,17 @@ def _part(spec: Mapping[str, Any], classes: Mapping[str, Any], root: Path, downl
         if fatal:
             tried.append(f"{name.partition('[')[0]} {why}")
             continue
-        why = "; ".join(filter(None, (place.get("why", ""), why)))
-        basis = "" if there.hashed(spec) else "by its count" if part.images else "only its classes are known"
-        basis = "; ".join(filter(None, (basis, spec.get("note", ""))))
+        if (basis := there.bound(spec)) is None:
+            why = why or (COUNTED if part.images else UNKNOWN)
+        why = "; ".join(filter(None, (place.get("why"), why)))
+        basis = "; ".join(filter(None, (basis, spec.get("note"))))
         state = APPROXIMATION if why else MATCHES
         return replace(part, name=name, found=there.images, state=state, why=why or basis)
     return replace(part, why=tried[0] if tried else f"not below {root}")
+
+
+def _fetched(name: str, why: str | None) -> dict[str, str]:
+    """State of a part that is fetched when it is read; it is counted then."""
+    if why is None and name.startswith("torchvision:"):
+        return {"state": MATCHES, "why": "torchvision checks its archive by MD5"}
+    return {"state": APPROXIMATION, "why": why or "a copy on the Hub, not compared with the authors'"}

@@ -1,18 +1,27 @@
-"""What makes a benchmark say less than it seems to: shared classes, shared images, sets that are too small. In words."""
+"""What makes a benchmark say less than it seems to, in words: shared classes or images, sets that are too small, a k that is too large.
+
+And what a training cannot do with the outliers of its method, said before these are made.
+"""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from outskirts.errors import OutskirtsError
+from outskirts.find import find
 from outskirts.images import Images
+from outskirts.methods import Method
+from outskirts.recipe import Recipe, labelled
 
 NEEDED = 20
 """Images that a set needs: of fewer, 5 % are less than one image, so neither FPR95 nor a 95 % interval means much."""
 HASHED = 200_000
 """Images, of a set that is not held in memory, that are decoded to look for duplicates; a larger set is not looked at."""
+NEAR = 0.5
+"""Share of the smallest class from which on a k-th neighbour is warned of: on the digits kNN is at its best far below it, a little
+worse just above, and worse than guessing from one class size on (docs/papers/good.md, k)."""
 NAMED = 12
 """Classes that a warning lists."""
 
@@ -22,15 +31,90 @@ def warnings_of(
     test: Images,
     ood: Mapping[str, tuple[str, Images]],
     shifted: Mapping[str, Images] | None = None,
+    *,
+    decode: bool = True,
 ) -> list[str]:
     """One line for everything that is wrong with the test sets: sizes, classes that overlap, images that are in both.
 
     `train` are the ID images that are not tested: for training and validation. `ood` maps a label to its group (near or far)
-    and images; `shifted` are more ID test sets.
+    and images; `shifted` are more ID test sets. Without `decode`, pixels are compared only where every set is held in memory.
     """
     sets, moved = {label: images for label, (_, images) in ood.items()}, dict(shifted or {})
     tested = sets | moved
-    return [*sizes({"ID test": test, **tested}), *overlaps(test.classes, sets), *shared(train, test, tested)]
+    said = [*sizes({"ID test": test, **tested}), *overlaps(test.classes, sets)]
+    look = decode or held(*train, test, *tested.values())
+    return [*said, *shared(train, test, tested)] if look else said
+
+
+def held(*sets: Images) -> bool:
+    """Are all of them in memory, so that to compare their pixels costs little?"""
+    return all(images.pixels is not None for images in sets)
+
+
+def of_neighbour(what: str, k: int, bank: Images) -> Iterator[str]:
+    """A k-th nearest neighbour that comes near the size of a class of `bank`, or goes beyond it."""
+    counts = np.bincount(bank.labels.numpy(), minlength=len(bank.classes))
+    smallest = int(counts.argmin())
+    n, name = int(counts[smallest]), bank.classes[smallest] if bank.classes else smallest
+    if k > NEAR * n:
+        yield (
+            f"{what} is {k}, and class {name!r} has {n} of the {len(bank):,} images among which neighbours are looked for: from the size of a "
+            f"class on the neighbour is one of another class; take {max(1, int(NEAR * n))} or less"
+        )
+
+
+def enough_for(name: str, synthesizer, train: Images) -> None:
+    """Raise OutskirtsError where a synthesizer that looks for the k-th neighbour among the training images, or those of a class, finds fewer."""
+    k, guided_by = getattr(synthesizer, "k", 0), getattr(synthesizer, "guidance", ())
+    if isinstance(guided_by, tuple) and guided_by and not {"feature", "both"} & set(guided_by):
+        return
+    n, which = len(train), "training images"
+    if getattr(synthesizer, "per_class", False):
+        counts = np.bincount(train.labels.numpy(), minlength=len(train.classes))
+        n, which = int(counts.min()), f"training images of class {train.classes[int(counts.argmin())]!r}"
+        if synthesizer.rows < n:
+            n, which = synthesizer.rows, "rows held of each class"
+    most = n - ("source" in synthesizer.requires)  # a training image is its own first neighbour
+    if k > most:
+        raise OutskirtsError(f"k of synth={name} is {k}, but there are {n} {which}; give 1 to {most}")
+
+
+def of_codec(what: str, codec: str) -> None:
+    """Raise OutskirtsError for a lossy format or quality that no outlier could pass through."""
+    import torch
+
+    from outskirts.recode import recode
+
+    try:
+        recode(torch.zeros(3, 16, 16, dtype=torch.uint8), codec)
+    except OutskirtsError as e:
+        raise OutskirtsError(f"{what}: {e}") from None
+
+
+def enough_for_scores(recipe: Recipe, scores: Iterable[tuple[str, object]], n: int) -> None:
+    """Raise OutskirtsError for a score that looks for the k-th of `n` neighbours and finds fewer."""
+    names = dict(map(labelled, (*recipe.scores, *recipe.plain_scores)))
+    for label, score in scores:
+        if names[label] in ("knn", "unified") and not 1 <= score.k <= n:
+            unset = "" if "k" in recipe.score_with.get(label, {}) else " by default"
+            raise OutskirtsError(
+                f"score.{label}.k is {score.k}{unset}, but there are {n} training images; give 1 to {n}, e.g. score.{label}.k={min(50, n)}"
+            )
+
+
+def of_losses(every: Iterable[Method]) -> Iterator[str]:
+    """Margins of which one half is known only when the outliers are made. Raises OutskirtsError for a loss of another kind of outliers."""
+    for m in every:
+        if m.train.loss == "mixoe" and m.synth and getattr(find("synth", m.synth), "makes_features", False):
+            raise OutskirtsError(
+                f"{m.label}: train.loss=mixoe mixes images, and the outliers of synth={m.synth} are features; take another loss, or outliers that are images"
+            )
+        if m.train.loss == "energy_margin" and (m.train.m_in is None) != (m.train.m_out is None):
+            given, other = ("m_in", "m_out") if m.train.m_out is None else ("m_out", "m_in")
+            yield (
+                f"{m.label}: train.{given} is {getattr(m.train, given):g} and train.{other} is estimated, which may not fit to it and "
+                "is known only when the outliers are made; give both, or neither"
+            )
 
 
 def of_outliers(label: str, outliers: Images, ood: Mapping[str, tuple[str, Images]]) -> Iterator[str]:
@@ -83,7 +167,7 @@ def spellings(name: str) -> set[str]:
 
 
 def shared(train: Sequence[Images], test: Images, sets: Mapping[str, Images]) -> Iterator[str]:
-    """Test images whose pixels are also in the ID training set, and OOD images that are also in the ID test set."""
+    """Test images whose pixels are also in the ID training set, OOD images that are also in the ID test set, sets of one picture."""
     too_many = [x for x in (*train, test, *sets.values()) if x.pixels is None and len(x) > HASHED]
     if too_many:
         yield f"duplicates were not looked for: {too_many[0].name} has {len(too_many[0]):,} images that are not held in memory"
@@ -91,6 +175,8 @@ def shared(train: Sequence[Images], test: Images, sets: Mapping[str, Images]) ->
     known = {"ID training": sum(map(pixel_hashes, train), Counter())}
     for label, images in {"ID test": test, **sets}.items():
         mine = pixel_hashes(images)
+        if len(mine) == 1 and len(images) > 1:
+            yield f"all {len(images)} images of {label} are one picture: every score is constant there, so it is left out of the means"
         for where, theirs in known.items():
             n = sum(count for h, count in mine.items() if h in theirs)
             if n:

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from outskirts import __version__, bench_verb, export_verb
+from outskirts import __version__, bench_verb, clip_tune_verb, export_verb, filter_verb, fit_commands, rcg_verb
 from outskirts.errors import OutskirtsError
 
 FIELDS = click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
@@ -99,6 +99,7 @@ _verb("synth", "synth", """Make the outliers of a recipe, and the models that th
     outskirts synth quickstart synth.steps=50 n_outliers=1000
     outskirts synth quickstart synth=noise
     torchrun --nproc-per-node 8 -m outskirts synth quickstart    (its models trained before)""" + RECIPE)  # fmt: skip
+main.add_command(filter_verb.filter_)
 _verb("train", "train", """Train a recipe's classifier against its outliers, which are made where they are not there yet.
 
     \b
@@ -154,58 +155,10 @@ def score(detector, images, form, batch_size, device):
 
 
 main.add_command(export_verb.export)
-
-
-def _fit(name: str, settings: str, text: str):
-    """A command that trains one model on a labelled image set."""
-
-    def command(images, out, fields, classes, size, device, quiet):
-        from outskirts import fit_verbs
-
-        getattr(fit_verbs, name.replace("-", "_"))(
-            images, out, fields, classes=classes, size=size, device=device, progress=not quiet
-        )
-        click.echo(out)
-
-    command.__doc__ = text
-    options = (
-        QUIET,
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, ..."),
-        click.option(
-            "--size",
-            type=click.IntRange(min=1),
-            nargs=2,
-            metavar="H W",
-            help="Bring images to this height and width; needed where they differ. In a recipe: size=H,W.",
-        ),
-        click.option("--classes", help="Some of the classes, e.g. 0-4 or cat,dog."),
-        FIELDS,
-        click.argument("out", type=click.Path(file_okay=False)),
-        click.argument("images"),
-    )
-    for decorate in options:
-        command = decorate(command)
-    return main.command(name)(command)
-
-
-_fit("fit-classifier", "ClassifierSettings", """Train a small classifier on labelled images and save it in the folder OUT.
-
-    \b
-    outskirts fit-classifier digits runs/classifier --classes 0-6
-    outskirts fit-classifier folder:my_images runs/classifier --size 64 64 epochs=60 arch=resnet18
-
-    IMAGES is an image set by name, e.g. folder:DIR with one sub-folder per class. FIELD=VALUE are fields of
-    ClassifierSettings: `outskirts show fit-classifier` lists them.
-    """)  # fmt: skip
-_fit("fit-diffusion", "DiffusionSettings", """Train a small class-conditional diffusion model on labelled images and save it in the folder OUT.
-
-    \b
-    outskirts fit-diffusion digits runs/diffusion steps=4000
-    outskirts fit-diffusion folder:my_images runs/diffusion --size 32 32 codec=patch-pca flip=true
-
-    IMAGES is an image set by name, e.g. folder:DIR with one sub-folder per class. FIELD=VALUE are fields of
-    DiffusionSettings: `outskirts show fit-diffusion` lists them.
-    """)  # fmt: skip
+main.add_command(fit_commands.fit_classifier)
+main.add_command(fit_commands.fit_diffusion)
+main.add_command(rcg_verb.convert_rcg)
+main.add_command(clip_tune_verb.clip_tune)
 
 
 @main.command("list")
@@ -228,7 +181,7 @@ def list_(shelf):
 @click.argument("recipe")
 @FIELDS
 def show(recipe, fields):
-    """Show every field of a recipe, a run's folder, fit-classifier or fit-diffusion; or the parts of a benchmark.
+    """Show every field of a recipe, a run's folder, fit-classifier, fit-diffusion or clip-tune; or the parts of a benchmark.
 
     \b
     outskirts show quickstart
@@ -244,6 +197,7 @@ def show(recipe, fields):
     elif recipe in shelf.VERBS:
         text = shelf.settings_text(recipe, fields)
     else:
+        shelf.check_name(recipe)
         text = shelf.recipe_text(override(_recipe(recipe)[0], fields))
     click.echo(text)
 

@@ -10,6 +10,7 @@
     invert[:NAME]              negatives                                    } sized and counted like the set they
     shuffle[:NAME]             every image's pixels in an order of their own } are held against
     noise[:gaussian|uniform]   no image at all                              }
+    store:FOLDER               outliers that a run made, e.g. store:runs/sona: a hard OOD test set
 
 A class subset follows in brackets: `digits[0-6]`, `hf:cifar10:test[cat,dog]`, `parquet:t.parquet[!52,107]` (all but).
 """

@@ -48,9 +48,14 @@ class Denoiser:
     def _predict(self, x: Tensor, level: Level, **conditions) -> Prediction:
         t = torch.full((len(x),), level.t, device=x.device, dtype=torch.long)
         x = x.contiguous(memory_format=torch.channels_last)
+        read = self.beside(x)
         with self.cast():
-            output = self.network(x, t, **conditions).sample
+            output = self.network(read, t, **conditions).sample
         return prediction(output.to(x.dtype), x, level, self.kind)
+
+    def beside(self, x: Tensor) -> Tensor:
+        """x_t with whatever else stands beside it in the network's input."""
+        return x
 
 
 class LabelEmbedding(nn.Embedding):
@@ -175,7 +180,7 @@ class LatentDiffusion(Denoiser):
         side = image_size or unet.config.sample_size * self.factor
         if side % self.factor or side < 8 * self.factor:
             raise OutskirtsError(f"image size {side}; give a multiple of {self.factor}, at least {8 * self.factor}")
-        self.shape = (unet.config.in_channels, side // self.factor, side // self.factor)
+        self.shape = (vae.config.latent_channels, side // self.factor, side // self.factor)
         self.image_size = (side, side)
 
     def __call__(self, x: Float[Tensor, "B 4 h w"], level: Level, cond: Float[Tensor, "B L E"]) -> Prediction:

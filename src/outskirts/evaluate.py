@@ -10,7 +10,7 @@ from jaxtyping import Int
 from scipy import stats
 from torch import Tensor
 
-from outskirts import metrics
+from outskirts import metrics, verdict
 from outskirts.errors import OutskirtsError
 from outskirts.progress import bar
 from outskirts.scored import GROUPS, Scored, score_sets
@@ -179,6 +179,7 @@ def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]
             diff, n = float(seeds.mean()), len(seeds)
             over_seeds = stats.t.ppf(0.975, n - 1) * seeds.std(ddof=1) / n**0.5 if n > 1 else 0.0
             half = float(np.hypot(over_seeds, stats.norm.ppf(0.975) * images))
+            lo, hi = max(-1.0, diff - half), min(1.0, diff + half)  # metrics are shares: no difference is larger
             yield {
                 "method": first_a.method,
                 "baseline": first_b.method,
@@ -188,18 +189,12 @@ def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]
                 "set": label,
                 "metric": m,
                 "diff": diff,
-                "lo": max(-1.0, diff - half),  # metrics are shares: no difference is larger
-                "hi": min(1.0, diff + half),
+                "lo": lo,
+                "hi": hi,
                 "seeds": n,
                 **({"n_excluded": len(out)} if label in MEANS else {}),
-                "verdict": _verdict(diff, half, m, n),
+                "verdict": verdict.call(m, lo, hi, n),
             }
-
-
-def _verdict(diff: float, half: float, metric: str, seeds: int) -> str:
-    if seeds < 2 or abs(diff) <= half:  # a claim needs two trainings
-        return "no clear difference"
-    return "improves" if (diff > 0) != (metric in metrics.LOWER_IS_BETTER) else "worsens"
 
 
 def _same_images(before: Sequence[Scored], after: Sequence[Scored], label: str) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 from outskirts.errors import OutskirtsError
@@ -22,6 +23,13 @@ def find(shelf: str, name: str):
 
     Raises OutskirtsError for a name that is neither on the shelf nor an importable dotted path.
     """
+    if "/" in name or name.startswith("."):  # a folder, whatever importlib would make of its dots
+        is_recipe = shelf == "recipes"
+        there = "no run in it" if Path(name).is_dir() else "no such folder"
+        raise OutskirtsError(
+            f"{name}: {there if is_recipe else 'a folder is none of them'}; give a name that `outskirts list {shelf}` shows"
+            f"{', the folder of a run' * is_recipe}, or an importable path such as package.module"
+        )
     if "." not in name:
         known = names(shelf)
         if name not in known:

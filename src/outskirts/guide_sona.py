@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from outskirts.diffuse import Noise
 from outskirts.errors import OutskirtsError
 from outskirts.guide import Model
 from outskirts.settings import check_types
@@ -22,6 +23,8 @@ WARM_UP = {"nuisance": 20, "id": 10, "ood": 10}
 """SEGA's steps before a term joins, from the sample's own start, as SONA's release sets them."""
 MOMENTUM, BETA = 0.3, 0.6
 """SEGA's momentum scale and decay, likewise (arXiv 2301.12247)."""
+DRAWS = 16
+"""Noise images over which classes of a pixel model are compared."""
 
 
 class Masks(NamedTuple):
@@ -188,6 +191,22 @@ class Sona:
             filtered = m.s_ood & ~m.n_id if self.terms.nuisance_filter else m.s_ood
             parts: Sequence[Tensor] = (m.s_id, m.n_id, filtered)
             self.shares[:n] += torch.stack([part.flatten(1).double().mean(1) for part in parts], 1).cpu()
+
+
+@torch.no_grad()
+def likeness(model, a: Sequence[int], b: Sequence[int], level: Level) -> Float[Tensor, "a b"]:
+    """Cosine of the mean images that a pixel model holds of its classes `a` and `b`, less that of no class.
+
+    At almost pure noise what a network says is there is the mean of all images under its condition.
+    """
+    cond, null = model.condition(labels=[*a, *b])
+    noise, psi = Noise([0], model.shape, model.device), 0
+    for _ in range(DRAWS):
+        x = noise().expand(2 * len(cond), *model.shape)
+        conditioned, unconditioned = model(x, level, torch.cat([cond, null])).x0.chunk(2)
+        psi = psi + conditioned - unconditioned
+    psi = torch.nn.functional.normalize(psi.flatten(1), dim=1)
+    return psi[: len(a)] @ psi[len(a) :].T
 
 
 def _thresholds(psi: Float[Tensor, "B *S"], lam: float, scope: str) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from outskirts.load_diffusion import SHIPPED
 from outskirts.models import Classifier, check_classes, load_classifier
 from outskirts.recipe import Recipe, labelled
 from outskirts.stamp import folder_hashes, short_hash
+from outskirts.store import Store
 
 CLASSIFIER, DIFFUSION = "1-classifier", "2-diffusion"
 """Folders of a run."""
@@ -58,9 +59,23 @@ class Inputs:
         return {label: self._sized(_labelled_like(images, train.classes)) for label, images in named.items()}
 
     @cached_property
+    def outlier_store(self) -> Store | None:
+        """The store that the recipe names to train against with outliers=store:FOLDER: of a run, one of its steps, or a store itself."""
+        kind, _, folder = (self.recipe.outliers or "").partition(":")
+        if kind != "store":
+            return None
+        places = (Path(folder).expanduser() / below for below in ("3-synth/store", "store", ""))
+        return Store(next((p for p in places if (p / "store.json").is_file()), folder))
+
+    @cached_property
     def outliers(self) -> Images:
         """The images that the recipe names to train against, where it names some."""
         return self._sized(load(self.recipe.outliers, like=self.parts["train"]))
+
+    def named(self, name: str) -> Images:
+        """Any further images, by name, at the size of the ID images."""
+        train = self.parts["train"]
+        return self._sized(load(name, like=train, size=self.recipe.size or train.size))
 
     def classifier(self) -> Classifier:
         """A fresh copy of the ID classifier, before outlier training."""
@@ -89,11 +104,17 @@ class Inputs:
         return str(self.folder / DIFFUSION) if self.recipe.diffusion == "fit" else self.recipe.diffusion
 
     def fingerprint(self, part: str) -> str:
-        """Content hash of a part of the ID images, of `near`, `far`, `shifted`, `outliers`, or of the weights of a model by name."""
+        """Content hash of a part of the ID images, of `near`, `far`, `shifted`, `outliers`, `images NAME`, or of the weights of a
+        model by name."""
         if part in ("near", "far"):
             return short_hash({k: x.fingerprint for k, (group, x) in self.ood.items() if group == part})
+        if part.startswith("images "):
+            return self.named(part.removeprefix("images ")).fingerprint
         if part == "shifted":
             return short_hash({k: x.fingerprint for k, x in self.shifted.items()})
+        if part == "outliers" and (store := self.outlier_store) is not None:
+            hashes = folder_hashes(Path(store.folder))  # what a filter selects is no other input
+            return short_hash({n: h for n, h in hashes.items() if n.startswith("shard-")})
         if part == "outliers":
             return self.outliers.fingerprint
         return self._weights[part] if part in ("classifier", "diffusion") else self.parts[part].fingerprint
@@ -108,6 +129,8 @@ class Inputs:
         """`part` in words, for error messages."""
         if part in ("classifier", "diffusion"):
             return f"the weights of {part}={getattr(self.recipe, part)}"
+        if part.startswith("images "):
+            return f"the {part}"
         name = {"train": "id", "val": "id_val", "calibration": "id_val", "test": "id_test"}.get(part, part)
         return f"the images of {name}={getattr(self.recipe, name) or self.recipe.id}"
 

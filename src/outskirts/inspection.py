@@ -26,15 +26,15 @@ TARGETS = {
 }
 
 
-def read_rows(folder: Path) -> list[dict]:
+def read_rows(folder: Path, *, filtered: bool = True) -> list[dict]:
     """Every stored outlier without its pixels, with its dials and notes opened; [] where nothing is stored.
 
-    `left_out` is why it is not used: it failed, or a filter dropped it; else None.
+    `left_out` is why it is not used: it failed, or a filter dropped it (not asked where `filtered` is false); else None.
     """
     if not any(folder.glob("shard-*.parquet")):
         return []
     store = Store(folder)
-    dropped = store.dropped()
+    dropped = store.dropped(filtered=filtered)
     rows = store.rows().to_pylist()
     for row in rows:
         row |= {"dials": json.loads(row["dials"]), "notes": json.loads(row["notes"])}
@@ -80,8 +80,10 @@ def columns(facts: Sequence[Mapping] | Mapping[str, Sequence]) -> dict[str, np.n
 
 
 def strength(row: Mapping) -> float | None:
-    """How hard an outlier was pushed: `strength` where the synthesizer has one, otherwise rho + mu (GOOD's grid)."""
+    """How hard an outlier was pushed: `strength` where the synthesizer has one, T (SONA's steps from its source), or rho + mu (GOOD's grid)."""
     dials = row["dials"]
+    if "T" in dials:
+        return float(dials["T"])
     if "strength" in dials:
         return float(dials["strength"])
     if "rho" in dials or "mu" in dials:
@@ -104,7 +106,8 @@ def levels(rows: Sequence[Mapping], energy: np.ndarray) -> list[dict]:
         pushes = [strength(rows[i]) for i in members]
         known = None not in pushes
         values = np.array(pushes if known else energy[members], float)
-        name = "strength" if any("strength" in rows[i]["dials"] for i in members) else RHO_MU
+        dials = {d for i in members for d in rows[i]["dials"]}
+        name = next((d for d in ("T", "strength") if d in dials), RHO_MU)
         # Ranks of the distinct values, not of the rows: equal strengths must stay together.
         distinct, where = np.unique(values, return_inverse=True)
         part = where * min(LEVELS, len(distinct)) // len(distinct)
@@ -170,33 +173,6 @@ def energy_grid(rows: Sequence[Mapping], energy: np.ndarray) -> dict | None:
     if len(rho) < 2 or len(mu) < 2 or len(cells) < len(rho) * len(mu):
         return None
     return {"rho": rho, "mu": mu, "mean_energy": [[float(np.mean(cells[r, m])) for m in mu] for r in rho]}
-
-
-def gallery(
-    folder: Path, rows: Sequence[Mapping], found: Sequence[Mapping], facts: Mapping, per_row: int = 14
-) -> list[dict]:
-    """The levels with images: classes side by side in the same order in each row, smallest ids first."""
-    picked = []
-    for level in found:
-        by_label: dict = {}
-        for i in level["rows"]:
-            by_label.setdefault(rows[i].get("label"), []).append(i)
-        each = max(1, per_row // len(by_label))
-        order = sorted(by_label, key=lambda c: (c is None, c))[:per_row]
-        picked.append([i for c in order for i in sorted(by_label[c], key=lambda i: rows[i]["id"])[:each]])
-    uris = read_images(folder, [rows[i]["id"] for p in picked for i in p])
-    confidence = facts.get("max_softmax")
-    strips = []
-    for level, chosen in zip(found, picked, strict=True):
-        images = []
-        for i in (i for i in chosen if rows[i]["id"] in uris):
-            sure = None if confidence is None or not np.isfinite(confidence[i]) else float(confidence[i])
-            images.append(
-                {"src": uris[rows[i]["id"]], **{k: rows[i].get(k) for k in ("id", "label")}, "confidence": sure}
-            )
-        if images:
-            strips.append({**{k: level[k] for k in ("target", "about", "label", "level", "of")}, "images": images})
-    return strips
 
 
 def binned(series: list[tuple[str, str, str, np.ndarray]], bins: int = BINS) -> dict:

@@ -10,6 +10,7 @@ import torch
 from outskirts.codec import PatchPCA
 from outskirts.denoisers import LatentDiffusion, PixelDiffusion
 from outskirts.errors import OutskirtsError
+from outskirts.inpaint import CHANNELS, Inpainting
 
 SHIPPED = Path(__file__).parent / "weights"
 """Models that come with the package: `digits`."""
@@ -83,7 +84,12 @@ def _load_latent(source, name: str, device: str, tiny_vae: str | None, **kwargs)
         config = DDIMScheduler.load_config(source, subfolder="scheduler")
     with _reading(tiny_vae or ""):
         tiny = AutoencoderTiny.from_pretrained(tiny_vae, **weights) if tiny_vae else None
-    return LatentDiffusion(unet, vae, text_encoder, tokenizer, config, tiny_vae=tiny, **kwargs)
+    kinds = {vae.config.latent_channels: LatentDiffusion, CHANNELS: Inpainting}
+    if (channels := unet.config.in_channels) not in kinds:
+        raise OutskirtsError(
+            f"diffusion model {name!r} reads {channels} channels; give a text-to-image model (4) or an in-painting one ({CHANNELS})"
+        )
+    return kinds[channels](unet, vae, text_encoder, tokenizer, config, tiny_vae=tiny, **kwargs)
 
 
 def read_index(source, name: str) -> dict:

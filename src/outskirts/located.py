@@ -22,19 +22,28 @@ class Located:
     """None for a Parquet file, whose hash says it."""
     classes: tuple[str, ...] = ()
     hashes: Mapping[str, str] = ()
-    """By the names that manifests give them: list_sha256, names_sha256, file_sha256."""
+    """By the names that manifests give them: list_sha256 and names_sha256 (paths or file names, with labels), files_sha256 (file
+    names alone), file_sha256 (the one file that holds all)."""
 
-    def hashed(self, spec: Mapping[str, Any]) -> bool:
-        """Has the manifest a hash to compare with?"""
-        return any(key in spec for key in self.hashes)
+    def bound(self, spec: Mapping[str, Any]) -> str | None:
+        """What a match with the manifest rests on: "" where it is a hash of all images, words where it is less; None: only a count."""
+        if any(key in spec for key in self.hashes):
+            return ""
+        if spec["role"].startswith("id") and self.named:
+            return f"by its class list{' and count' if spec.get('images') else '; how many images it should have is not known'}"
+        return None
+
+    @property
+    def named(self) -> bool:
+        """Have its classes names, rather than numbers alone?"""
+        return bool(self.classes) and self.classes != tuple(map(str, range(len(self.classes))))
 
     def differs(self, spec: Mapping[str, Any], classes: Mapping[str, Any]) -> tuple[str, bool]:
         """(how it is not what the manifest says, whether it is another thing altogether); ("", False) where it is."""
-        named = self.classes and self.classes != tuple(map(str, range(len(self.classes))))
         if spec["role"].startswith("id") and self.classes:
             if len(self.classes) != classes["n"]:
                 return f"has {len(self.classes)} classes, the benchmark {classes['n']}", True
-            if named and imglist.names_hash(self.classes) != classes["sha256"]:
+            if self.named and imglist.names_hash(self.classes) != classes["sha256"]:
                 shared = len(set(self.classes) & set(classes.get("names", ())))
                 known = f": {shared} of {classes['n']} are shared" if "names" in classes else ""
                 return f"has another class list than the benchmark{known}", True
@@ -63,7 +72,7 @@ def _imglist(rest: str, _: str) -> Located | str:
     if gone:
         return f"{len(gone):,} of {len(probed):,} images of {file} are not below {root}, e.g. {gone[0]}"
     hashes = {"list_sha256": listed.hash(), "names_sha256": listed.hash(names_only=True)}
-    return Located(len(listed.paths), tuple(listed.classes), hashes)
+    return Located(len(listed.paths), tuple(listed.classes), hashes | _files(listed))
 
 
 def _folder(rest: str, inside: str) -> Located | str:
@@ -74,7 +83,11 @@ def _folder(rest: str, inside: str) -> Located | str:
     listed = imglist.of_folder(root, wanted)
     if not listed.paths:
         return f"no images in {root}"
-    return Located(len(listed.paths), tuple(listed.classes), {})
+    return Located(len(listed.paths), tuple(listed.classes), _files(listed))
+
+
+def _files(listed: imglist.Listed) -> dict[str, str]:
+    return {"files_sha256": imglist.names_hash(p.rpartition("/")[2] for p in listed.paths)}
 
 
 def _parquet(rest: str, _: str) -> Located | str:

@@ -4,6 +4,8 @@
 weight of the outliers does not depend on how many are in a batch. GOOD is arXiv 2510.17131.
 """
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from outskirts.errors import OutskirtsError
 from outskirts.recipe import TrainSettings
+
+log = logging.getLogger("outskirts")
 
 
 class EnergyLogistic(nn.Module):
@@ -22,10 +26,13 @@ class EnergyLogistic(nn.Module):
     Nothing keeps a learned phi increasing, so energy can end up inverted (`train` checks it). It *starts* increasing:
     every unit's output weight has the sign of its input weight, and the sizes are scaled so that the log-odds are 0 at
     logsumexp = `centre` and rise by about 1 per `scale`. torch's own initialisation has either sign with equal chance.
+
+    `monotone` keeps it increasing: after each step, an output weight whose sign is not that of its input weight becomes 0.
     """
 
-    def __init__(self, *, centre: float = 0.0, scale: float = 1.0, hidden: int = 512):
+    def __init__(self, *, centre: float = 0.0, scale: float = 1.0, hidden: int = 512, monotone: bool = False):
         super().__init__()
+        self.monotone = monotone
         self.phi = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 2))
         first, last = self.phi[0], self.phi[2]
         with torch.no_grad():
@@ -47,7 +54,15 @@ class EnergyLogistic(nn.Module):
     def forward(self, logits: Float[Tensor, "B K"], is_id: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
         return F.cross_entropy(self._phi(logits), is_id.long(), reduction="none")  # GOOD eq. 8
 
+    @torch.no_grad()
+    def _project(self) -> None:
+        rising = self.phi[0].weight[:, 0].sign() * torch.tensor([[-1.0], [1.0]], device=self.phi[0].weight.device)
+        last = self.phi[2].weight
+        last.copy_((last * rising).relu() * rising)
+
     def _phi(self, logits: Tensor) -> Float[Tensor, "B 2"]:
+        if self.monotone:
+            self._project()
         with torch.autocast(logits.device.type, enabled=False):  # bfloat16 resolves an energy of 20 to 0.1
             return self.phi(logits.float().logsumexp(1, keepdim=True))
 
@@ -99,12 +114,24 @@ def outlier_loss(settings: TrainSettings, id_: Float[Tensor, " N"], ood: Float[T
     if settings.loss == "energy_margin":
         return EnergyMargin(*margins(settings, id_.mean().item(), ood.mean().item()))
     centre = -(id_.mean() + ood.mean()).item() / 2
-    return EnergyLogistic(centre=centre, scale=max(torch.cat([id_, ood]).std().item(), 1e-3))
+    scale = max(torch.cat([id_, ood]).std().item(), 1e-3)
+    return EnergyLogistic(centre=centre, scale=scale, monotone=settings.phi == "monotone")
 
 
 def margins(settings: TrainSettings, mean_id: float, mean_ood: float) -> tuple[float, float]:
     """(m_in, m_out): as `settings` give them, otherwise the mean energies, as the authors choose theirs (-23 to -27 and -5 to -7
-    belong to their networks)."""
+    belong to their networks).
+
+    Where outliers start with the lower energy of the two, and neither margin is given, the lower mean is still m_in: training has
+    to turn them round, and the log says so. Raises OutskirtsError where one margin is given and the other does not fit to it.
+    """
+    if settings.m_in is None and settings.m_out is None and mean_ood < mean_id:
+        log.warning(
+            "outliers start with less energy (%.3g) than ID images (%.3g): they are the margins, the lower one for ID images",
+            mean_ood,
+            mean_id,
+        )
+        return mean_ood, mean_id
     m_in, m_out = (mean if m is None else m for m, mean in ((settings.m_in, mean_id), (settings.m_out, mean_ood)))
     if not m_in < m_out:
         raise OutskirtsError(

@@ -1,7 +1,10 @@
-"""Image sets that are computed: photograph patches, negatives, shuffled pixels, noise. All are OOD, label -1.
+"""Image sets that are computed: photograph patches, negatives, shuffled pixels, noise; and outliers of a run. All are OOD, label -1.
 
-Each has the size, the count and the greyness of the set it is held against (`like`), and is the same on every machine.
+The computed ones have the size, the count and the greyness of the set they are held against (`like`), the same on every machine.
 """
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,7 +65,21 @@ def noise(rest: str, classes: str | None, like: Images | None, size: tuple[int, 
     return _ood(f"noise:{kind}", pixels.expand(-1, 3, -1, -1))
 
 
-MADE = {"photos": photos, "invert": invert, "shuffle": shuffle, "noise": noise}
+def store(rest: str, classes: str | None, like: Images | None, size: tuple[int, int] | None) -> Images:
+    """The outliers in FOLDER, the folder of a run, of one of its `3-synth` steps, or a store itself; without those that a filter dropped."""
+    from outskirts.store import Store
+
+    if not rest or classes:
+        raise OutskirtsError(
+            f"write store:FOLDER, the folder of a run or of its outliers{', without classes' if classes else ''}"
+        )
+    places = (Path(rest).expanduser() / below for below in ("3-synth/store", "store", ""))
+    folder = next((str(p) for p in places if (p / "store.json").is_file()), rest)
+    _, images = Store(folder).images(size or (like.size if like is not None else None))
+    return replace(images, name=f"store:{rest}")
+
+
+MADE = {"photos": photos, "invert": invert, "shuffle": shuffle, "noise": noise, "store": store}
 
 
 def is_grey(images: Images) -> bool:

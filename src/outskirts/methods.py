@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from outskirts.errors import OutskirtsError
+from outskirts.filter_settings import FilterSettings
+from outskirts.filtered import Filtered, plan
 from outskirts.find import did_you_mean
 from outskirts.recipe import Recipe, TrainSettings
 from outskirts.settings import as_values, field_types, fits
 from outskirts.train_settings import MI_FIELDS
 
 PLAIN, NOISE = "plain", "noise"
-KEYS = {"synth": str, "with": Mapping, "outliers": str, "of": str, "train": Mapping}
+KEYS = {"synth": str, "with": Mapping, "outliers": str, "of": str, "train": Mapping, "filter": Mapping}
 """What an entry of `Recipe.methods` may say."""
 
 
@@ -34,13 +36,15 @@ class Method:
     """Whether another method makes them."""
     fields: tuple = ()
     """Where in the recipe its outliers are described, see `run.fields_of`."""
+    filtered: Filtered | None = None
+    """Which of the outliers it trains against; none: all."""
 
 
 def methods(recipe: Recipe) -> list[Method]:
     """The recipe's own method, the noise floor, and those of `Recipe.methods`, in this order; none where nothing is trained."""
-    if not {"synth", "train"} & set(recipe.stages):
+    if not {"synth", "filter", "train"} & set(recipe.stages):
         return []
-    own = recipe.synth if recipe.outliers is None else "outliers"
+    own = recipe.synth if recipe.outliers is None else "stored" if recipe.outliers.startswith("store:") else "outliers"
     found = [
         Method(
             own,
@@ -54,8 +58,10 @@ def methods(recipe: Recipe) -> list[Method]:
     ]
     if recipe.floor and recipe.synth != NOISE and "train" in recipe.stages:
         found.append(Method(NOISE, NOISE, _unpaired(recipe.train), NOISE, {}, "3-synth-noise", fields=("outliers",)))
+    filters = {own: recipe.filter if "filter" in recipe.stages else None}
     for label, entry in recipe.methods.items():
         found.append(_method(label, entry, recipe, found))
+        filters[label] = _filter(label, entry, recipe, filters.get(entry.get("of")))
     labels, keys = [m.label for m in found], [m.key for m in found]
     if wrong := [m.label for m in found if m.label == PLAIN or m.key in (PLAIN, *(f"seed-{s}" for s in recipe.seeds))]:
         raise OutskirtsError(f"methods: the label {wrong[0]!r} stands for something else in a run; give another one")
@@ -65,7 +71,7 @@ def methods(recipe: Recipe) -> list[Method]:
         raise OutskirtsError(
             f"own names {unknown[0]!r}, which is no method{did_you_mean(unknown[0], labels)}; there are {', '.join(labels)}"
         )
-    return found
+    return list(plan((m, filters.get(m.label)) for m in found))
 
 
 def _unpaired(train: TrainSettings) -> TrainSettings:
@@ -89,7 +95,7 @@ def _method(label: str, entry: Mapping[str, Any], recipe: Recipe, before: list[M
             f"{where} must say one of synth (and `with`), outliers, of; it says {', '.join(entry) or 'nothing'}"
         )
     train, key = (
-        _train(recipe.train, as_values(entry.get("train", {})), where),
+        _changed(recipe.train, as_values(entry.get("train", {})), where, "train"),
         re.sub(r"\W+", "-", label).strip("-").lower(),
     )
     if "of" in entry:
@@ -106,13 +112,26 @@ def _method(label: str, entry: Mapping[str, Any], recipe: Recipe, before: list[M
     return Method(label, key, train, synth, options, f"3-synth-{key}", fields=("diffusion", *paths))
 
 
-def _train(settings: TrainSettings, changes: Mapping[str, Any], where: str) -> TrainSettings:
-    known = field_types(TrainSettings)
+def _filter(label: str, entry: Mapping[str, Any], recipe: Recipe, of: FilterSettings | None) -> FilterSettings | None:
+    """The filter of an entry: what it changes in the recipe's, or where it says nothing, that `of` the method it takes outliers from."""
+    if "filter" not in entry:
+        return of
+    if "filter" not in recipe.stages:
+        raise OutskirtsError(f"methods: {label!r} has a filter, but stages leaves it out; add train:scout and filter")
+    return _changed(recipe.filter, as_values(entry["filter"]), f"methods: {label!r}", "filter")
+
+
+def _changed(settings, changes: Mapping[str, Any], where: str, group: str):
+    """`settings` with the fields of an entry's `group` that differ."""
+    known = field_types(type(settings))
     for name, value in changes.items():
         if name not in known:
             raise OutskirtsError(
-                f"{where}: train has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}"
+                f"{where}: {group} has no {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}"
             )
         if not fits(value, known[name]):
-            raise OutskirtsError(f"{where}: train.{name} is {value!r}, which is not of its type")
-    return dataclasses.replace(settings, **changes)
+            raise OutskirtsError(f"{where}: {group}.{name} is {value!r}, which is not of its type")
+    try:
+        return dataclasses.replace(settings, **changes)
+    except OutskirtsError as e:
+        raise OutskirtsError(f"{where}: {group}.{e}") from None  # the message starts with the field

@@ -133,9 +133,11 @@ def load_classifier(
     """The classifier called `name`, in eval mode: a folder written by `Classifier.save`, or
 
     `timm:ID`, `torchvision:NAME`, `hf:ID`: with its pretrained weights and preprocessing;
+    `clip:FOLDER-or-ID`: a CLIP model of transformers on the names of `classes`, `?template=a photo of a {}` for another prompt;
     `timm:resnet18?pretrained=false`: random weights (offline); `timm:resnet18?weights=FILE`: weights of your own,
     safetensors or a plain state dict, with `&mean=R,G,B&std=R,G,B` where they were trained with others;
-    `resnet18?weights=FILE&mean=R,G,B&std=R,G,B`: likewise for our own networks, `classes` then needed.
+    `resnet18?weights=FILE&mean=R,G,B&std=R,G,B`: likewise for our own networks, `classes` then needed;
+    `timm:resnet18?layer=global_pool`, or `&layer=...` after other options: the module that reads the features, as `layer` does.
 
     Raises OutskirtsError for an unknown name, unreachable weights, a pickle with more than tensors, or a number of
     `classes` that is not the network's.
@@ -235,7 +237,7 @@ def _find_layer(net: nn.Module, size: tuple[int, int], layer: str | None, num_cl
         calls = [call for call, gradient in zip(calls, reached, strict=True) if gradient is not None]
     if not calls:
         raise OutskirtsError(
-            f"no penultimate layer found in {type(net).__name__}; name the one that reads the features with layer="
+            f"no penultimate layer found in {type(net).__name__}; name the one that reads the features with layer=, in a name ?layer="
         )
     name, features, _ = calls[-1]
     return name, _pooled(features, name).shape[1]

@@ -21,8 +21,8 @@ def codec_of(pixels: Tensor, settings: DiffusionSettings, device="cpu") -> tuple
     return PatchPCA(settings.patch, settings.codec_components).fit(some.float() / 255), grey
 
 
-def new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: bool):
-    """A UNet2DModel with fresh weights for these images, K classes and a null class."""
+def new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: bool, **options):
+    """A UNet2DModel with fresh weights for these images, K classes and a null class; `options` of UNet2DModel differ."""
     from diffusers import UNet2DModel
 
     size = tuple(pixels.shape[-2:])
@@ -47,7 +47,7 @@ def new_model(pixels: Tensor, K: int, settings: DiffusionSettings, codec, grey: 
             up_block_types=(*["AttnUpBlock2D"] * coarse, "UpBlock2D"),
             attention_head_dim=min(32, *settings.channels),
             norm_num_groups=math.gcd(16, *settings.channels),
-            num_class_embeds=K + 1,
+            **{"num_class_embeds": K + 1, **options},
         )
 
 

@@ -9,6 +9,9 @@ from outskirts.find import did_you_mean, find, names
 from outskirts.recipe import LOSS_FIELDS, Recipe, labelled
 from outskirts.settings import field_types, read, set_field
 
+TOGETHER = ("filter", "analyse")
+"""Groups whose fields need each other; they are set at once, in any order."""
+
 
 def override(recipe: Recipe, texts: Sequence[str]) -> Recipe:
     """A copy of `recipe` with fields set from texts such as `seeds=0,1`, `train.epochs=3`, `synth.steps=20`, `score.knn.k=20`.
@@ -17,12 +20,23 @@ def override(recipe: Recipe, texts: Sequence[str]) -> Recipe:
     drops what `synth_with` held for another one, and `train.loss=NAME` what only another loss reads. Raises OutskirtsError naming the field that is unknown, or whose value
     is of another type.
     """
-    first = ("benchmark=", "synth=", "scores=", "train.loss=")  # then their fields
+    first = ("benchmark=", "synth=", "scores=", "plain_scores=", "train.loss=")  # then their fields
+    together: dict[str, dict[str, Any]] = {}
     for text in sorted(texts, key=lambda t: not t.startswith(first)):
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise OutskirtsError(f"cannot read {text!r}; write FIELD=VALUE, e.g. train.epochs=3")
-        recipe = _set(recipe, name, value)
+        group, _, inner = name.partition(".")
+        if group in TOGETHER and name in field_names(recipe):
+            hints = field_types(type(getattr(recipe, group)))
+            together.setdefault(group, {})[inner] = read(name, value, hints[inner])
+        else:
+            recipe = _set(recipe, name, value)
+    for group, values in together.items():
+        try:
+            recipe = dataclasses.replace(recipe, **{group: dataclasses.replace(getattr(recipe, group), **values)})
+        except OutskirtsError as e:
+            raise OutskirtsError(f"{group}.{e}") from None  # the message starts with the field
     return recipe
 
 
@@ -33,7 +47,7 @@ def _set(recipe: Recipe, name: str, value: str) -> Recipe:
         return dataclasses.replace(recipe, synth_with=options)
     if dot and group == "score" and "." in inner:
         label, _, inner = inner.rpartition(".")
-        scores = dict(labelled(s) for s in recipe.scores)
+        scores = dict(labelled(s) for s in (*recipe.scores, *recipe.plain_scores))
         if label not in scores:
             raise OutskirtsError(
                 f"no score {label!r} in this recipe{did_you_mean(label, scores)}; it has {', '.join(scores)}"
@@ -51,11 +65,13 @@ def _set(recipe: Recipe, name: str, value: str) -> Recipe:
     if name == "synth":
         _on_shelf("synth", value)
         recipe = recipe if value == recipe.synth else dataclasses.replace(recipe, synth_with={})
-    if name == "scores":
-        scores = dict(labelled(s) for s in read(name, value, tuple[str, ...]))
-        for score in scores.values():
+    if name in ("scores", "plain_scores"):
+        given = dict(labelled(s) for s in read(name, value, tuple[str, ...]))
+        for score in given.values():
             _on_shelf("scores", score)
-        recipe = dataclasses.replace(recipe, score_with={k: v for k, v in recipe.score_with.items() if k in scores})
+        others = recipe.plain_scores if name == "scores" else recipe.scores
+        kept = {*given, *(labelled(s).label for s in others)}
+        recipe = dataclasses.replace(recipe, score_with={k: v for k, v in recipe.score_with.items() if k in kept})
     if not dot:
         return set_field(recipe, name, value)
     if name == "train.loss":

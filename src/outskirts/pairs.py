@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from outskirts.errors import OutskirtsError
 from outskirts.images import Images
 from outskirts.loop import share
 from outskirts.mixing import blend
 from outskirts.recipe import TrainSettings
+from outskirts.store import joined
 
 
 def pairs(
@@ -49,6 +52,17 @@ def pairs(
 def paired(rows: Int64[Tensor, " b"], sources: Int64[Tensor, " m"]) -> Int64[Tensor, " n"]:
     """The sources, then as many of `rows` as the batch has room for."""
     return torch.cat([sources, rows])[: max(len(rows), len(sources))]
+
+
+def both(train: Images, roundtrip: Images | None) -> Images:
+    """The ID images, then the same ones after their pass through a codec. Raises OutskirtsError unless there is one for each."""
+    if roundtrip is None or len(roundtrip) != len(train):
+        found = "none" if roundtrip is None else len(roundtrip)
+        raise OutskirtsError(
+            f"vae_roundtrip takes every one of the {len(train)} ID training images after its pass through the codec, and got {found}; give "
+            "roundtrip=Images, in the same order"
+        )
+    return replace(joined([train, roundtrip]), name=train.name, classes=train.classes, labels=train.labels.repeat(2))
 
 
 def mixed(

@@ -1,4 +1,7 @@
-"""Peak memory of a piece of work: of the GPU where there is one, else of this process."""
+"""Peak memory of a piece of work: of the GPU where there is one, else of this process.
+
+A process holds its libraries, and often what earlier work left: `start` says how much that was when the work began.
+"""
 
 import threading
 
@@ -7,9 +10,12 @@ EVERY = 0.1
 
 
 class Peak:
-    """Context in which `gib` becomes the largest memory in use, GiB: all of the process, or what torch holds on the GPU."""
+    """Context in which `gib` becomes the largest memory in use, GiB: all of the process, or what torch holds on the GPU.
 
-    gib = 0.0
+    `start` is the memory in use when it is entered. `gib - start` is no more than the work needed: what it could take over is in `start`.
+    """
+
+    gib = start = 0.0
 
     def __enter__(self) -> "Peak":
         import torch
@@ -17,10 +23,13 @@ class Peak:
         self._cuda = torch.cuda.is_available()
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
+            self.start = round(torch.cuda.memory_allocated() / 2**30, 3)
             return self
         import psutil
 
         self._process, self._stop = psutil.Process(), threading.Event()
+        self._look()
+        self.start = self.gib
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self

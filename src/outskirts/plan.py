@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from outskirts.evaluate import collect
 from outskirts.fanout import batches
+from outskirts.filter_steps import check as check_filters
 from outskirts.images import spread
 from outskirts.inputs import CLASSIFIER, device
 from outskirts.methods import methods
@@ -16,7 +18,8 @@ from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.recipe import STAGES, Recipe
 from outskirts.run import Run, Step, changes, fields_of
-from outskirts.stages import check, trained_in
+from outskirts.scout import scout_settings
+from outskirts.stages import ROUNDTRIP, check, trained_in
 from outskirts.synthesis import BATCH, build
 from outskirts.train import steps_of
 
@@ -39,7 +42,9 @@ def plan(recipe: Recipe, folder: str | Path, *, until: str | None = None) -> Ite
     last = STAGES.index(until or recipe.stages[-1])
     total, unknown = 0.0, False
     steps = [step for step in run.steps if STAGES.index(step.stage) <= last]
-    check(run, [step for step in steps if not run.is_done(step)])
+    left = [step for step in steps if not run.is_done(step)]
+    check(run, left)
+    check_filters(run, left)
     trial = _Trial(run)
     for step in steps:
         change = next(changes(run, step, {"fields": fields_of(recipe, step)}), None)
@@ -64,7 +69,9 @@ class _Trial:
 
     def estimate(self, step: Step) -> tuple[str, float | None]:
         """(what the step does, seconds or None where it cannot be told before earlier steps are done)."""
-        return getattr(self, f"_{step.stage}")(step)
+        if step.folder.startswith(("6-look", "6-shift")):
+            return self._look(step)
+        return getattr(self, "_" + step.stage.replace(":", "_"))(step)
 
     def _classifier(self, step: Step) -> tuple[str, float]:
         s = self.recipe.fit_classifier
@@ -86,8 +93,11 @@ class _Trial:
 
     def _synth(self, step: Step) -> tuple[str, float | None]:
         r = self.recipe
-        m = next(m for m in methods(r) if m.store == step.folder and not m.shares)
-        name, options = m.synth, dict(m.options)
+        if step.folder == ROUNDTRIP:
+            name, options = "roundtrip", {}
+        else:
+            m = next(m for m in methods(r) if m.store == step.folder and not m.shares)
+            name, options = m.synth, dict(m.options)
         defaults = {"diffusion": self.run.inputs.diffusion, "device": device(r.device)}
         if (
             r.diffusion == "fit"
@@ -103,19 +113,51 @@ class _Trial:
         options |= {"strength": "literal"} if search else {}  # the search is told from its count, not made
         few = {p: spread(self.run.inputs.parts[p], TRIAL_IMAGES) for p in ("train", "val")}
         synthesizer = build(name, defaults, options)()
-        if getattr(synthesizer, "k", 1) > len(few["train"]):
-            synthesizer.k = len(few["train"])
-        fitting = _seconds(lambda: synthesizer.fit(few["train"], self.classifier, val=few["val"]), warm_up=False)
-        fitting *= max(1.0, (self.n["train"] + self.n["val"]) / sum(map(len, few.values())))  # it reads every image
-        requests = synthesizer.requests(self.outliers or r.n_outliers, seed=r.seed)  # as many as the first method's
+        smallest = int(few["train"].labels.bincount().min())
+        if (
+            getattr(synthesizer, "k", 1) >= smallest
+        ):  # a neighbour that the few images, or one class of them, do not have
+            synthesizer.k = max(1, smallest - 1)
+        longer = max(1.0, (self.n["train"] + self.n["val"]) / sum(map(len, few.values())))  # it reads every image
+
+        def fit(synthesizer, warm_up: bool) -> float:
+            return _seconds(lambda: synthesizer.fit(few["train"], self.classifier, val=few["val"]), warm_up=warm_up)
+
+        if hasattr(synthesizer, "shortened"):  # it trains models of its own: told from what four steps more take
+            (more, _), (synthesizer, times) = synthesizer.shortened(8), synthesizer.shortened(4)
+            fitting = times * max(0.0, fit(more, True) - fit(synthesizer, False))
+        else:
+            fitting = longer * fit(synthesizer, False)
+        n = self.n["train"] if step.folder == ROUNDTRIP else self.outliers or r.n_outliers  # as many as the first one's
+        requests = synthesizer.requests(n, seed=r.seed)
         size = getattr(synthesizer, "batch_size", BATCH)
         todo = batches(requests, size)
         each = _seconds(lambda: list(synthesizer(todo[0])))
-        self.outliers = len(requests)
+        self.outliers = self.outliers or len(requests)
         scale = 1 if steps is None else steps / min(steps, TRIAL_STEPS)
         of = f", {steps} steps each" if steps else ""
         text = f"{name}, {len(requests)} outliers in {len(todo)} batches{of}"
         return text, fitting + scale * each * (len(todo) + search / size)
+
+    def _train_scout(self, step: Step) -> tuple[str, float]:
+        m = next(m for m in methods(self.recipe) if m.filtered and step.folder in (m.filtered.scout, m.filtered.twin))
+        twin = step.folder == m.filtered.twin
+        s = scout_settings(self.recipe.train, m.filtered.settings.epochs)
+        n = 1 if twin else m.filtered.settings.cross_fit
+        steps = s.epochs * steps_of(s, self.n["train"])
+        text = (
+            f"{n} scout{'s' * (n > 1)} of {s.epochs} epochs, {steps} steps of {s.batch_size} + {s.outlier_batch_size}"
+        )
+        seconds = n * steps * self._training_step(s.batch_size + s.outlier_batch_size)
+        return text + (", and its classifier" if twin else ""), seconds + (self._classifier(step)[1] if twin else 0)
+
+    def _filter(self, step: Step) -> tuple[str, float]:
+        s = next(m.filtered.settings for m in methods(self.recipe) if m.filtered and step.folder == m.filtered.verdict)
+        return f"band {s.band}, calibrated on {s.calibration}", self._look(step)[1]
+
+    def _look(self, step: Step) -> tuple[str, float]:
+        n = max(self.outliers, self.recipe.n_outliers or 0) + self.n["train"] + self.n["val"]
+        return "a look at what the report shows", n * self.per_image + 2
 
     def _train(self, step: Step) -> tuple[str, float]:
         s = next(m.train for m in methods(self.recipe) for n in self.recipe.seeds if trained_in(m, n) == step.folder)
@@ -126,12 +168,16 @@ class _Trial:
     def _bench(self, step: Step) -> tuple[str, float]:
         images = sum(self.n.values()) + sum(len(x) for _, x in self.run.inputs.ood.values())
         classifiers = 1 + sum(s.stage == "train" for s in self.run.steps)
-        some = self.run.inputs.parts["train"].take(256)
-        each = _seconds(lambda: collect(self.classifier, some)) / len(some)
-        return f"{classifiers} classifiers, {images} images each", classifiers * images * each
+        return f"{classifiers} classifiers, {images} images each", classifiers * images * self.per_image
 
     def _report(self, step: Step) -> tuple[str, float]:
         return "one page", 1.0
+
+    @cached_property
+    def per_image(self) -> float:
+        """Seconds that the classifier takes for one."""
+        some = self.run.inputs.parts["train"].take(256)
+        return _seconds(lambda: collect(self.classifier, some)) / len(some)
 
     @property
     def classifier(self) -> Classifier:

@@ -30,6 +30,16 @@ def spoken(name: str) -> str:
     return " ".join(name.split(",")[0].replace("_", " ").split())
 
 
+def called(classes: Sequence[str]) -> list[str]:
+    """Names of the classes; of a WordNet number, which ImageNet's folders are named by, those that timm has for it."""
+    if not any(re.fullmatch(r"n\d{8}", c) for c in classes):
+        return list(classes)
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo().label_descriptions(as_dict=True)
+    return [known.get(c, c) for c in classes]
+
+
 def word_list(texts: Sequence[str]) -> dict[str, str]:
     """Word -> the word and its synonyms, separated by commas, of the words, `file:PATH`s and `timm:imagenet` in `texts`."""
     words: dict[str, str] = {}
@@ -68,6 +78,11 @@ def outside(words: Mapping[str, str], classes: Sequence[str], embed: Embed | Non
     return left
 
 
+def says(text: str, names: str) -> bool:
+    """Whether `text` contains one of `names` (separated by commas), whatever the case, the plural and the separators."""
+    return any(_holds(t, n) for t in _names(text) for n in _names(names))
+
+
 def similarity(words: Sequence[str], classes: Sequence[str], embed: Embed) -> Float[Tensor, "W K"]:
     """Cosine of the texts `a photo of a WORD` and `a photo of a CLASS`."""
     a, b = (embed([f"a photo of a {spoken(x)}" for x in texts]) for texts in (words, classes))
@@ -88,10 +103,14 @@ def candidates(
         return torch.ones(len(words), len(classes), dtype=torch.bool)
     if embed is None:
         raise OutskirtsError(f"strategy={strategy} compares texts; give clip=FOLDER or a Hub id of a CLIP model")
-    like = similarity(words, classes, embed)
+    return ranked(similarity(words, classes, embed), strategy, share)
+
+
+def ranked(like: Float[Tensor, "W K"], strategy: str, share: float) -> Bool[Tensor, "W K"]:
+    """The `share` of the words that is most (close) or least (far) like each class; one at least."""
     order = like.argsort(dim=0, descending=strategy == "close", stable=True)
     chosen = torch.zeros(like.shape, dtype=torch.bool)
-    return chosen.scatter(0, order[: max(1, round(share * len(words)))].cpu(), True)
+    return chosen.scatter(0, order[: max(1, round(share * len(like)))].cpu(), True)
 
 
 def clip_text(name: str, device: str = "cpu", batch_size: int = 256) -> Embed:
@@ -99,31 +118,9 @@ def clip_text(name: str, device: str = "cpu", batch_size: int = 256) -> Embed:
 
     Raises OutskirtsError where it cannot be loaded, or has no text projection (Stable Diffusion's text encoder has none).
     """
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    from outskirts.clip import text_encoder  # it imports this module
 
-    try:
-        model, info = CLIPTextModelWithProjection.from_pretrained(name, use_safetensors=True, output_loading_info=True)
-        tokenizer = CLIPTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as e:
-        first = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise OutskirtsError(f"cannot load CLIP model {name!r} ({first[:200]}); give a folder or a Hub id") from e
-    if missing := sorted(info["missing_keys"]):
-        raise OutskirtsError(
-            f"CLIP model {name!r} lacks {missing[0]}; give a whole CLIP model, with its projection, e.g. openai/clip-vit-base-patch32"
-        )
-    model = model.to(device).eval().requires_grad_(False)
-    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-
-    @torch.no_grad()
-    def embed(texts: Sequence[str]) -> Tensor:
-        found = []
-        for i in range(0, len(texts), batch_size):
-            part = list(texts[i : i + batch_size])
-            tokens = tokenizer(part, padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
-            found.append(model(**tokens.to(device)).text_embeds)
-        return torch.nn.functional.normalize(torch.cat(found).float(), dim=1)
-
-    return embed
+    return text_encoder(name, device, batch_size)
 
 
 def _timm(name: str) -> dict[str, str]:

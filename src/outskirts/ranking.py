@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from outskirts.verdict import MEANS, METRICS, SAY, points
-from outskirts.wording import PLAIN
+from outskirts.wording import NOISE, PLAIN, label, pct
 
 ALL = "mean-all"
 
@@ -26,6 +26,43 @@ def ranked(summaries: Iterable[Mapping], score: str | None = None) -> list[Mappi
     """Summaries over all sets (of one score, or of every score), the highest AUROC first; those without a value are not in it."""
     field = [s for s in summaries if s["place"] == ALL and s["auroc"] and score in (None, s["score"])]
     return sorted(field, key=lambda s: -s["auroc"][0])
+
+
+def best_of(fair: Sequence[Mapping], methods: Iterable[str]) -> Mapping | None:
+    """The summary, of any of `methods` with any score, that has the highest mean AUROC over all sets."""
+    methods = set(methods)
+    return next((s for s in ranked(fair) if s["method"] in methods), None)
+
+
+def across(fair: Sequence[Mapping], own: Sequence[str]) -> list[tuple[Mapping, Mapping]]:
+    """(summary of a method, of what it is held against), each with a score of its own: every method with the headline score and with
+    its best one against the plain classifier's best; the compared ones also against the best baseline's best, where that is another.
+
+    The best is the one with the highest mean AUROC on the test sets themselves, on both sides.
+    """
+    score, methods = headline_score(fair), list(dict.fromkeys(s["method"] for s in fair))
+    plain, baseline = best_of(fair, [PLAIN]), best_of(fair, [m for m in methods if m not in own])
+    out = []
+    for m in (m for m in methods if m != PLAIN):
+        mine = [next((s for s in ranked(fair, score) if s["method"] == m), None), best_of(fair, [m])]
+        for other in (plain, *([baseline] if m in own and baseline is not plain else [])):
+            out += [(s, other) for s in mine if s and other]
+    return [pair for i, pair in enumerate(out) if pair not in out[:i]]
+
+
+def ahead(summaries: Sequence[Mapping], comparisons: Sequence[Mapping], method: str) -> dict | None:
+    """The row of the plain classifier or of the noise floor, of any score, whose AUROC over all sets is above every one of `method`."""
+    fair = whole(summaries)
+    mine, top = best_of(fair, [method]), best_of(fair, {PLAIN, NOISE} - {method})
+    if not (mine and top) or top["auroc"][0] <= mine["auroc"][0]:
+        return None
+    found = _against(mine, top, comparisons)
+    clear = {None: "", "no clear difference": ", no clear difference"}.get(found["verdict"], ", a clear difference")
+    value, best = (pct(s["auroc"][0]) for s in (top, mine))
+    return found | {
+        "sentence": f"The {label(top['method'])} with {label(top['score'])} ranks above {label(method)} with any score: "
+        f"AUROC {value} against at best {best} ({label(mine['score'])}){clear}."
+    }
 
 
 def standing(fair: Sequence[Mapping], comparisons: Sequence[Mapping], own: Sequence[str], score: str | None) -> dict:
@@ -52,6 +89,7 @@ def standing(fair: Sequence[Mapping], comparisons: Sequence[Mapping], own: Seque
         "against": against,
         "best_of_all": _short(anything[0]) if anything else None,
         "best_plain": next((_short(s) for s in anything if s["method"] == PLAIN), None),
+        "across": [_against(s, other, comparisons) for s, other in across(fair, own)],
     }
 
 
@@ -61,10 +99,11 @@ def _short(s: Mapping) -> dict:
 
 def _against(mine: Mapping, baseline: Mapping, comparisons: Sequence[Mapping]) -> dict:
     """One own method against the best baseline: the paired difference, and the words that its interval allows."""
-    at = (mine["method"], baseline["method"], mine["score"], mine["score"], ALL, "auroc")
+    at = (mine["method"], baseline["method"], mine["score"], baseline["score"], ALL, "auroc")
     keys = ("method", "baseline", "score", "baseline_score", "place", "metric")
     c = next((c for c in comparisons if tuple(c[k] for k in keys) == at), None)
-    head = {"method": mine["method"], "baseline": baseline["method"], "auroc": mine["auroc"]}
+    head = {"method": mine["method"], "score": mine["score"], "auroc": mine["auroc"]}
+    head |= {"baseline": baseline["method"], "baseline_score": baseline["score"], "baseline_auroc": baseline["auroc"]}
     if c is None:
         return {**head, "verdict": None, "text": "was not compared with", "points": ""}
     numbers = {k: c[k] for k in ("diff", "lo", "hi", "seeds", "verdict", "before", "after", "transductive")}

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from outskirts.errors import OutskirtsError
+from outskirts.filter_settings import AnalyseSettings, FilterSettings
 from outskirts.settings import check_above, check_at_least, check_at_most, check_types
 from outskirts.train_settings import LOSS_FIELDS as LOSS_FIELDS  # override.py and users find all settings here
 from outskirts.train_settings import Augment, TrainSettings
 
-STAGES = ("classifier", "diffusion", "synth", "train", "bench", "report")
+STAGES = ("classifier", "diffusion", "synth", "train:scout", "filter", "train", "bench", "report")
 """Every stage, in the order in which a run visits them."""
+FILTER_STAGES = ("train:scout", "filter")
+USUAL = tuple(s for s in STAGES if s not in FILTER_STAGES)
+"""The stages of a run that keeps every outlier."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +135,21 @@ class Recipe:
     n_outliers: int | None = None
     """Outliers to make; none: as many as the synthesizer's grid holds."""
     recode: str | None = None
-    """Lossy format:quality that outliers pass through, e.g. jpeg:75 or avif:58, where the ID images did; none: stay lossless."""
+    """Lossy format:quality that generated outliers pass through, e.g. jpeg:75 or avif:58, where the ID images did; none: stay lossless.
+    Real images, and what is made of the pixels of ID images, are in it already (synth=real: see its recode)."""
     outliers: str | None = None
-    """Images by name to train against instead of making some, e.g. folder:DIR; none: synthesize."""
+    """Images by name to train against instead of making some, e.g. folder:DIR, or store:DIR, a store of outliers; none: synthesize."""
+    filter: FilterSettings = field(default_factory=FilterSettings)
+    """Which outliers are kept, where `stages` has train:scout and filter."""
+    analyse: AnalyseSettings = field(default_factory=AnalyseSettings)
+    """How they are looked at, where they are filtered."""
     train: TrainSettings = field(default_factory=TrainSettings)
     floor: bool = True
     """Also train against the same number of plain Gaussian-noise images: the noise floor that a method must beat."""
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Other methods to measure beside this one under the same budget, LABEL -> one of synth (and `with`, its fields), outliers
-    (images by name), of (the label of a method before, whose outliers it takes), and train (fields of train that differ)."""
+    (images by name), of (the label of a method before, whose outliers it takes), and train (fields of train that differ), filter
+    (fields of `filter` that differ, {} for none: its outliers are filtered; without it, all, or those that `of` keeps)."""
     own: tuple[str, ...] = ()
     """Labels of the methods that are compared; the others are baselines. None: the recipe's own `synth`."""
     plain_scores: tuple[str, ...] = ()
@@ -152,8 +162,8 @@ class Recipe:
     """OOD scores by name or dotted path, each NAME or LABEL=NAME, so that one score may appear with several settings."""
     score_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Fields of scores that differ from their defaults; on the command line, score.LABEL.FIELD=VALUE, e.g. score.knn.k=20."""
-    stages: tuple[str, ...] = STAGES
-    """Stages of this run, in order."""
+    stages: tuple[str, ...] = USUAL
+    """Stages of this run, in order; train:scout and filter come before train."""
     seed: int = 0
     """Of the splits and of every outlier."""
     threads: int | None = None
@@ -177,6 +187,10 @@ class Recipe:
                 raise OutskirtsError(f"{name} is {value!r}; give at least one value and none of them twice")
         if unknown := [s for s in self.stages if s not in STAGES]:
             raise OutskirtsError(f"stages holds {unknown[0]!r}; accepted: {', '.join(STAGES)}")
+        if len(halves := [s for s in FILTER_STAGES if s in self.stages]) == 1:
+            raise OutskirtsError(
+                f"stages holds {halves[0]!r} alone; the filter needs both of {', '.join(FILTER_STAGES)}"
+            )
         sets = [labelled(s).label for s in (*self.near, *self.far, *self.shifted)]
         scores = [labelled(s).label for s in (*self.scores, *self.plain_scores)]
         for what, labels in (("test set", sets), ("score", scores)):

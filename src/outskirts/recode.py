@@ -1,4 +1,8 @@
-"""One pass through a lossy image format, for outliers whose ID images went through it."""
+"""One pass through a lossy image format, for outliers whose ID images went through it.
+
+Every outlier should have been in that format as often as an ID image was: once. What is generated passes here; what is made of the
+pixels of ID images, and real images (see synth/real.py), did before: a synthesizer says so with `coded`.
+"""
 
 import io
 

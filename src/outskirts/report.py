@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from outskirts import comparison, inspection, pages, verdict, wording
+from outskirts import comparison, filter_report, inspection, pages, ranking, verdict, wording
 from outskirts.errors import OutskirtsError
+from outskirts.gallery import gallery
 from outskirts.pages import read
 
 BESIDE = ("warnings", "benchmark", "published", "full_spectrum")
@@ -26,7 +27,7 @@ def write_report(run_folder: str | os.PathLike, out: str | os.PathLike | None = 
     beside them, and the report is about the recipe's own method.
 
     Reads run.json, 3-synth (fit.json, store), 5-train (log.json of each seed) and 6-bench (rows.json, differences.json,
-    scores.npz, outliers.json, examples.npz, and where they are there BESIDE). Values are shares in [0, 1] in the JSON and percent on the page.
+    scores.npz, outliers.json, sources.npz, examples.npz, and where they are there BESIDE). Values are shares in [0, 1] in the JSON and percent on the page.
 
     Raises OutskirtsError where the folder is no run, or one of these files cannot be read.
     """
@@ -78,9 +79,12 @@ def gather(folder: Path) -> dict:
     )
 
     store = folder / "3-synth" / "store"
-    stored = inspection.read_rows(store)
+    filtered = "filter" in ((recipe or {}).get("stages") or ())
+    stored = inspection.read_rows(store, filtered=filtered)
     if not stored:
         missing.append({"part": "outliers, gallery", "file": "3-synth/store/shard-*.parquet"})
+    sourced = [r for r in stored if r["source"] is not None and not r["left_out"]]
+    sources = read(folder, "6-bench/sources.npz", missing if sourced else [], "ID images that outliers were made from")
     facts_of, id_val = aligned(stored, measured)
     nowhere = np.full(len(stored), np.nan)
     found = inspection.levels(stored, facts_of.get("energy", nowhere))
@@ -96,6 +100,9 @@ def gather(folder: Path) -> dict:
         "tables": summaries or None,
         "differences": compared,
     }
+    said = None
+    if compared and method:
+        said = verdict.verdict(compared, method, ranking.ahead(summaries, compared, method))
     many = comparison.gather(folder, rows, head) if comparison.wanted(summaries) else None
     if many:  # this page is about one method; the others are on the page of the comparison
         here = (*here, wording.NOISE)
@@ -106,7 +113,8 @@ def gather(folder: Path) -> dict:
         "comparison": many,
         "method": method,
         "alone": verdict.alone(summaries) if alone else None,
-        "verdict": verdict.verdict(compared, method) if compared and method else None,
+        "verdict": said,
+        "detectors": detectors(folder, said),
         "seconds": seconds(folder),
         "histograms": histograms(scores, method, found, facts_of),
         "outside": inspection.outside(found, facts_of, id_val) if stored and measured else None,
@@ -116,8 +124,9 @@ def gather(folder: Path) -> dict:
         "probe": probe(fit, stored),
         "training": [] if alone else training(folder / "5-train", method, missing, only=bool(many)),
         "features": inspection.are_features(store),
-        "gallery": inspection.gallery(store, stored, found, facts_of) if stored else [],
+        "gallery": gallery(store, stored, found, facts_of, sources or {}) if stored else [],
         "examples": example_images(examples),
+        "filtered": filter_report.gather(folder, recipe, missing) if filtered else None,
     }
 
 
@@ -183,6 +192,17 @@ def probe(fit: Mapping | None, stored: list[dict]) -> dict[str, dict]:
     return out
 
 
+def detectors(folder: Path, said: Mapping | None) -> dict | None:
+    """Where a run kept the detector before and after training: their score, and which to take by the verdict of the headline."""
+    kept = [read(folder, f"6-bench/{name}/detector.json", [], "") for name in ("detector", "detector-plain")]
+    if not all(kept):
+        return None
+    clauses = (said or {}).get("clauses", [])
+    found = next((c["verdict"] for c in clauses if c["baseline"] == wording.PLAIN), None)
+    take = {"improves": "6-bench/detector", "worsens": "6-bench/detector-plain"}.get(found)
+    return {"score": kept[0]["score"], "verdict": found, "take": take}
+
+
 def seconds(folder: Path) -> dict[str, float]:
     """Wall time of each closed step, from its done.json."""
     steps = [(path.parent, read(path.parent, path.name, [], "")) for path in sorted(folder.rglob("done.json"))]
@@ -230,4 +250,5 @@ def example_images(arrays: Mapping[str, np.ndarray]) -> list[dict]:
 def render(facts: Mapping) -> str:
     """The page."""
     pairs, best = verdict.pairs(facts["differences"]), verdict.best(facts["tables"] or [])
-    return pages.render("report.html.j2", facts, pairs=pairs, best=best)
+    page = "filter_alone.html.j2" if facts["filtered"] and not facts["tables"] else "report.html.j2"
+    return pages.render(page, facts, pairs=pairs, best=best)

@@ -110,7 +110,7 @@ def run(
     for stage in (until, redo):
         if stage is not None and stage not in recipe.stages:
             raise OutskirtsError(f"no stage {stage!r} in this recipe; it has {', '.join(recipe.stages)}")
-    from outskirts.stages import check
+    from outskirts import filter_steps, stages
 
     this = Run(recipe, writable(folder), workers, progress)
     again = [s for s in this.steps if redo is not None and STAGES.index(s.stage) >= STAGES.index(redo)]
@@ -119,7 +119,9 @@ def run(
             _compare(this, step, {"fields": fields_of(recipe, step)})
     last = STAGES.index(until or recipe.stages[-1])
     todo = [step for step in this.steps if STAGES.index(step.stage) <= last]
-    check(this, [step for step in todo if step in again or not this.is_done(step)])
+    left = [step for step in todo if step in again or not this.is_done(step)]
+    stages.check(this, left)
+    filter_steps.check(this, left)
     if redo is not None and rank_and_world()[0] == 0:
         _remove(this, redo)
     wait_for_all_ranks(recipe.device)
@@ -210,15 +212,8 @@ def _step(this: Run, step: Step) -> None:
             hashes = folder_hashes(folder, leave_out=(INPUTS, DONE))
             files = {n: {"hash": h, "size": (folder / n).stat().st_size} for n, h in hashes.items()}
             seconds = round(time.monotonic() - start, 1)
-            facts = {
-                "stage": step.stage,
-                "seconds": seconds,
-                "peak_gib": peak.gib,
-                "read": needs,
-                "files": files,
-                "stamp": stamp(),
-            }
-            write_json(folder / DONE, facts)
+            cost = {"seconds": seconds, "peak_gib": peak.gib, "start_gib": peak.start}
+            write_json(folder / DONE, {"stage": step.stage, **cost, "read": needs, "files": files, "stamp": stamp()})
     wait_for_all_ranks(this.recipe.device)
 
 
@@ -253,6 +248,8 @@ def _remove(this: Run, stage: str) -> None:
     """Remove what the stage and the later ones left, seeds and methods that the recipe no longer has among them."""
     for step in this.steps:
         if STAGES.index(step.stage) >= STAGES.index(stage):
-            for folder in this.folder.glob(step.folder.partition("-")[0] + "-*"):
+            place, _, part = step.folder.partition("/")
+            kind = f"{place}/{part.partition('-')[0]}*" if place == "4-filter" else place.partition("-")[0] + "-*"
+            for folder in this.folder.glob(kind):  # scouts outlive verdicts
                 with writing(folder):
                     shutil.rmtree(folder)

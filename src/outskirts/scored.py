@@ -37,7 +37,7 @@ class Scored:
     resamples: int = 200
     """Bootstrap resamples of the test images; the same images are drawn for every method, seed and score."""
     excluded: str = ""
-    """Why this set is left out of the means, and has no metrics: scores that are constant, NaN or infinite. Usually empty."""
+    """Why this set is left out of the means, and has no metrics: scores that are constant on either side, NaN or infinite. Usually empty."""
 
     @cached_property
     def point(self) -> dict[str, float]:
@@ -76,7 +76,7 @@ def score_sets(
 ) -> list[Scored]:
     """Every fitted score on the ID test set and on every OOD set: `sets` maps a name to its group (near or far) and Outputs.
 
-    A set on which a score is constant, NaN or infinite is `excluded`, with a warning that names both; so are the scores of
+    A set on which a score is constant (on the ID or the OOD images), NaN or infinite is `excluded`, with a warning that names both; so are the scores of
     `failed`, name -> why they could not be fitted, on every set. Raises OutskirtsError,
     with the score and the set by name, where a score fails.
     """
@@ -147,5 +147,7 @@ def _no_score(id_scores: Float[Tensor, " N"], ood_scores: Float[Tensor, " B"]) -
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             return f"{len(bad)} of {len(values)} {whose} scores are NaN or infinite, the first at image {bad[0].item()}"
-    both = torch.cat([id_scores, ood_scores])
-    return f"every score is {both[0].item():.6g}" if len(both) > 1 and bool((both == both[0]).all()) else ""
+    for whose, values in (("", torch.cat([id_scores, ood_scores])), ("ID ", id_scores), ("OOD ", ood_scores)):
+        if len(values) > 1 and bool((values == values[0]).all()):
+            return f"every {whose}score is {values[0].item():.6g}"
+    return ""

@@ -185,5 +185,7 @@ def _plain(value):
 
 
 def _tuples(value):
-    """JSON has lists where settings have tuples."""
+    """JSON has lists where settings have tuples, inside mappings too."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

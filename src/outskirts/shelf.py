@@ -7,13 +7,15 @@ import inspect
 import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from outskirts import benchmarks
+from outskirts.clip_settings import ClipTuneSettings
 from outskirts.errors import OutskirtsError
 from outskirts.find import did_you_mean, find, names
 from outskirts.recipe import ClassifierSettings, DiffusionSettings, Recipe, labelled
 
-VERBS = {"fit-classifier": ClassifierSettings, "fit-diffusion": DiffusionSettings}
+VERBS = {"fit-classifier": ClassifierSettings, "fit-diffusion": DiffusionSettings, "clip-tune": ClipTuneSettings}
 
 
 NAMES = {
@@ -81,7 +83,7 @@ def recipe_text(recipe: Recipe) -> str:
             f"synthesizer {recipe.synth}: {sentence(type(synthesizer).__doc__ or '')}",
             *_fields(synthesizer, "synth."),
         ]
-        for label, name in map(labelled, recipe.scores):
+        for label, name in map(labelled, (*recipe.scores, *recipe.plain_scores)):
             score = find("scores", name)(**recipe.score_with.get(label, {}))
             text += ["", f"score {label}: {sentence(type(score).__doc__ or '')}", *_fields(score, f"score.{label}.")]
     except TypeError as e:
@@ -89,6 +91,17 @@ def recipe_text(recipe: Recipe) -> str:
             f"recipe {recipe.name!r}: {e}; its synth_with or score_with names a field that is not there"
         ) from None
     return "\n".join(text)
+
+
+def check_name(name: str) -> None:
+    """Raise OutskirtsError for a plain word, no recipe and no folder, that is closer to the name of a verb or a benchmark than to a recipe's."""
+    if "." in name or Path(name).is_dir():
+        return
+    others = [*VERBS, *benchmarks.names()]
+    known = names("recipes")
+    close = did_you_mean(name, [*others, *known])
+    if name not in known and close and close == did_you_mean(name, others):
+        raise OutskirtsError(f"nothing to show under {name!r}{close}; known: {', '.join([*VERBS, *known])}")
 
 
 def benchmark_text(name: str, fields: Sequence[str] = ()) -> str:

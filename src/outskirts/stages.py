@@ -1,31 +1,37 @@
 """The stages: each writes one folder of a run from what earlier ones left. `steps` says which a recipe has, and on what each depends."""
 
-import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from outskirts.checks import not_empty
+from outskirts import filter_steps
+from outskirts.checks import enough_for, enough_for_scores, not_empty, of_codec, of_losses
 from outskirts.errors import OutskirtsError
+from outskirts.filtered import PARTS
 from outskirts.find import find
-from outskirts.images import Images
 from outskirts.inputs import CLASSIFIER, DIFFUSION, device
 from outskirts.load_diffusion import SHIPPED, read_index
+from outskirts.look import look
 from outskirts.methods import Method, methods
 from outskirts.models import load_classifier
-from outskirts.recipe import Recipe, labelled
+from outskirts.outlier_sets import HELD_OUT as HELD_OUT  # bench and users find them here
+from outskirts.outlier_sets import held_out as held_out
+from outskirts.outlier_sets import made, outliers, parted, sources
+from outskirts.outlier_sets import split_outliers as split_outliers
+from outskirts.recipe import Recipe
 from outskirts.run import DONE, Run, Step, read_json, settle
+from outskirts.shift_map import shift
 from outskirts.store import Store
 from outskirts.synthesis import build_for, synthesize
 
-TRAIN, BENCH, REPORT = "5-train", "6-bench", "7-report"
+TRAIN, BENCH, SHIFT, REPORT = "5-train", "6-bench", "6-shift", "7-report"
+ROUNDTRIP = "3-roundtrip"
+"""ID training images after their pass through the diffusion model's codec, for train.vae_roundtrip."""
 ID_FIELDS = ("id", "classes", "id_test", "id_val", "size", "seed")
-HELD_OUT = 0.1
-"""Share of the outliers that no training sees: for validation, and for scores that are fitted on outliers."""
+log = logging.getLogger("outskirts")
 
 
 def steps(recipe: Recipe) -> list[Step]:
@@ -51,10 +57,18 @@ def steps(recipe: Recipe) -> list[Step]:
     every = methods(recipe)
     for m in every:
         if m.store and not m.shares:
-            budget = Source((), ()) if m is every[0] else _outliers_of(every[0])  # as many as the first one's
+            budget = Source((), ()) if m is every[0] else _made_by(every[0])  # as many as the first one's
             model = diffusion if "diffusion" in m.fields else Source((), ())
             read_by = (*fields, "n_outliers", "recode", *m.fields)
             found.append(_step("synth", m.store, read_by, partial(_synth, m), data, classifier, model, budget))
+    passed = Source((), (ROUNDTRIP,)) if any(m.train.vae_roundtrip for m in every) else None
+    if passed:
+        found.append(
+            _step("synth", ROUNDTRIP, (*fields, "recode", "diffusion"), _roundtrip, data, classifier, diffusion)
+        )
+    for part in PARTS:
+        for m in (x for x in every if x.filtered and part in x.filtered.makes):
+            found.append(_step(*_filter_step(m, part, fields), data, classifier, *_filter_reads(m, part)))
     for m in every if "train" in recipe.stages else ():
         settings = (
             *fields,
@@ -64,7 +78,8 @@ def steps(recipe: Recipe) -> list[Step]:
         )
         for seed in recipe.seeds:
             make = partial(_train, m, seed)
-            found.append(_step("train", trained_in(m, seed), settings, make, data, classifier, _outliers_of(m)))
+            also = [passed] if m.train.vae_roundtrip else []
+            found.append(_step("train", trained_in(m, seed), settings, make, data, classifier, _outliers_of(m), *also))
             read.append(found[-1].folder)
     bench = (
         "near",
@@ -81,38 +96,59 @@ def steps(recipe: Recipe) -> list[Step]:
         "score_with",
     )
     outputs = Source(_outliers_of(every[0]).images, (*_outliers_of(every[0]).reads, *read)) if read else Source((), ())
+    looks = [m for m in every if m.filtered and "look" in m.filtered.makes]
+    for m in looks:
+        verdicts = Source(
+            (), tuple({x.filtered.verdict: 0 for x in every if x.filtered and x.filtered.look == m.filtered.look})
+        )
+        settings = (*fields, *m.fields, *m.filtered.fields["look"])
+        stage = "bench" if "bench" in recipe.stages else "filter"
+        found.append(_step(stage, m.filtered.look, settings, partial(look, m), data, classifier, _made_by(m), verdicts))
     found.append(_step("bench", BENCH, (*fields, *bench), _bench, data, tests, classifier, outputs))
-    found.append(_step("report", REPORT, (), _report, Source((), (BENCH,))))
+    if looks and read and recipe.analyse.shift_map != "none":
+        first = Source((), (looks[0].filtered.look, trained_in(every[0], recipe.seeds[0])))
+        settings = (*fields, "near", "far", "analyse", "seeds")
+        found.append(_step("bench", SHIFT, settings, shift, data, tests, classifier, first))
+    told = (BENCH,) if "bench" in recipe.stages else tuple(m.filtered.look for m in looks) or (BENCH,)
+    found.append(_step("report", REPORT, (), partial(_report, told[0]), Source((), told)))
     return [s for s in found if s.stage in recipe.stages]
 
 
 def check(run: Run, todo: Sequence[Step]) -> None:
     """Raise OutskirtsError for what would only fail in a later step of `todo`, where finding it early costs little."""
     r, stages = run.recipe, {step.stage for step in todo}
-    for m in (x for x in methods(r) if "synth" in stages and x.store and not x.shares):
-        synthesizer = build_for(run, m.synth, m.options)()
+    makers = [(m.synth, m.options) for m in methods(r) if m.store and not m.shares]
+    makers += [("roundtrip", {})] if any(m.train.vae_roundtrip for m in methods(r)) else []
+    if r.recode is not None and "synth" in stages:
+        of_codec("recode", r.recode)
+    for name, options in makers if "synth" in stages else ():
+        synthesizer = build_for(run, name, options)()
+        enough_for(name, synthesizer, run.inputs.parts["train"])
         model = getattr(synthesizer, "diffusion", None)
         if isinstance(model, str) and (r.diffusion != "fit" or model != run.inputs.diffusion):
-            read_index(SHIPPED / model if (SHIPPED / model).is_dir() else model, model)
+            index = read_index(SHIPPED / model if (SHIPPED / model).is_dir() else model, model)
+            getattr(synthesizer, "check", lambda *_: None)(index, run.inputs.parts["train"].classes)
     for m in (x for x in methods(r) if "train" in stages and x.train.mi is not None):
         if not m.store or "source" not in find("synth", m.synth).requires:
             raise OutskirtsError(
                 f"train.mi pairs outliers with the ID images that they were made from, and those of {m.label} have none; take synth=sona, "
                 "or leave train.mi out (for an entry of methods: train.mi=none)"
             )
+    said = list(of_losses(methods(r) if "train" in stages else ()))
     if "bench" in stages:
+        from outskirts import bench_facts
         from outskirts.bench import make_scores
 
         if not (*r.near, *r.far):
             raise OutskirtsError("near and far are both empty, so bench has no OOD test set; give one, e.g. far=noise")
-        names = dict(map(labelled, (*r.scores, *r.plain_scores)))
-        n = min(r.fit_images or math.inf, len(run.inputs.parts["train"]))
-        for label, score in make_scores(r):
-            if names[label] in ("knn", "unified") and not 1 <= score.k <= n:
-                raise OutskirtsError(
-                    f"score.{label}.k is {score.k}, but there are {n} training images; give 1 to {n}, e.g. score.{label}.k={min(50, n)}"
-                )
         not_empty(run.inputs.ood)  # every set is loaded
+    if r.classifier != "fit" and any("classifier" in step.images for step in todo):
+        run.inputs.classifier()  # loaded, and of as many classes as the images have
+    if "bench" in stages:
+        enough_for_scores(r, make_scores(r), min(r.fit_images or math.inf, len(run.inputs.parts["train"])))
+        said += bench_facts.early(run)
+    for line in said:
+        log.warning("%s", line)
 
 
 class Source(NamedTuple):
@@ -122,8 +158,29 @@ class Source(NamedTuple):
     reads: tuple[str, ...]
 
 
-def _outliers_of(m: Method) -> Source:
+def _made_by(m: Method) -> Source:
     return Source((), (m.store,)) if m.store else Source(("outliers",), ())
+
+
+def _outliers_of(m: Method) -> Source:
+    """What was made, and which of it is kept."""
+    made_by = _made_by(m)
+    return made_by._replace(reads=(*made_by.reads, m.filtered.verdict)) if m.filtered else made_by
+
+
+def _filter_step(m: Method, part: str, fields: Sequence) -> tuple:
+    """(stage, folder, recipe fields, what makes it) of one part of a method's filter."""
+    stage = "train:scout" if part in ("scout", "twin") else "filter"
+    read_by = (*fields, *m.fields, *m.filtered.fields[part])
+    return stage, getattr(m.filtered, part), read_by, partial(getattr(filter_steps, part), m)
+
+
+def _filter_reads(m: Method, part: str) -> tuple[Source, ...]:
+    if part != "verdict":
+        return (_made_by(m),)
+    given = m.filtered.settings.images
+    scouts = tuple(filter(None, (m.filtered.scout, m.filtered.twin)))
+    return _made_by(m), Source((f"images {given}",) if given else (), scouts)
 
 
 def trained_in(m: Method, seed: int) -> str:
@@ -164,57 +221,23 @@ def _diffusion(run: Run, out: Path) -> None:
 
 def _synth(m: Method, run: Run, out: Path) -> None:
     first = methods(run.recipe)[0]
-    n = run.recipe.n_outliers if m.store == first.store else len(outliers(run, first)[0])
+    n = run.recipe.n_outliers if m.store == first.store else len(made(run, first)[0])
     synthesize(run, out, m.synth, m.options, n)
 
 
-def outliers(run: Run, m: Method) -> tuple[list[int], Images | torch.Tensor]:
-    """(ids, outliers) of a method: images, or features [N, D]."""
-    if not m.store:
-        return list(range(len(run.inputs.outliers))), run.inputs.outliers
-    store = Store(run.folder / m.store / "store")
-    is_feature = "feature" in store.rows(["id", "feature"]).column_names
-    return store.features() if is_feature else store.images(run.inputs.classifier().size)
-
-
-def held_out(ids: Sequence[int], share: float = HELD_OUT) -> list[bool]:
-    """Which outliers are set apart: a share of them by the hash of their id, so that classes and grid cells stay mixed."""
-    order = sorted(ids, key=lambda i: hashlib.sha256(f"held out/{i}".encode()).digest())
-    apart = set(order[: max(1, round(share * len(ids)))])
-    return [i in apart for i in ids]
-
-
-def split_outliers(run: Run, m: Method) -> tuple[Any, Any]:
-    """(for training, held out) of a method's outliers."""
-    return _split(run, m)[:2]
-
-
-def _split(run: Run, m: Method) -> tuple[Any, Any, list[int]]:
-    """(for training, held out, ids of the first) of a method's outliers."""
-    ids, found = outliers(run, m)
-    if len(ids) < 2:
-        raise OutskirtsError(f"{len(ids)} outlier to train against and to hold out; make more of them")
-    apart = torch.tensor(held_out(ids))
-    mine, rest = (found.subset(x) if isinstance(found, Images) else found[x] for x in (~apart, apart))
-    return mine, rest, [i for i, a in zip(ids, apart.tolist(), strict=True) if not a]
-
-
-def sources(run: Run, m: Method, ids: Sequence[int]) -> torch.Tensor | None:
-    """Rows [N] of the ID training images that the outliers `ids` were made from, -1 where one has none; None where all have none."""
-    if not m.store:
-        return None
-    rows = Store(run.folder / m.store / "store").rows(["id", "source"]).to_pylist()
-    of = {row["id"]: row["source"] for row in rows}
-    found = torch.tensor([-1 if of[i] is None else of[i] for i in ids])
-    return None if (found < 0).all() else found
+def _roundtrip(run: Run, out: Path) -> None:
+    synthesize(run, out, "roundtrip", {}, None)
 
 
 def _train(m: Method, seed: int, run: Run, out: Path) -> None:
     from outskirts.train import train
 
-    parts, (mine, apart, ids) = run.inputs.parts, _split(run, m)
+    parts, (mine, apart, ids, _) = run.inputs.parts, parted(*outliers(run, m))
     options = {"device": run.recipe.device, "progress": run.progress, "sources": sources(run, m, ids)}
-    train(run.inputs.classifier(), parts["train"], mine, parts["val"], apart, out, m.train, seed, **options)
+    classifier = run.inputs.classifier()
+    if m.train.vae_roundtrip:
+        options["roundtrip"] = Store(run.folder / ROUNDTRIP / "store").images(classifier.size)[1]
+    train(classifier, parts["train"], mine, parts["val"], apart, out, m.train, seed, **options)
 
 
 def trained(run: Run, m: Method, seed: int):
@@ -228,8 +251,8 @@ def _bench(run: Run, out: Path) -> None:
     bench(run, out)
 
 
-def _report(run: Run, out: Path) -> None:
+def _report(told: str, run: Run, out: Path) -> None:
     from outskirts.report import write_report
 
-    settle(run, inputs=read_json(run.folder / BENCH / DONE)["read"]["images"])
+    settle(run, inputs=read_json(run.folder / told / DONE)["read"]["images"])
     write_report(run.folder, out)

@@ -10,7 +10,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,41 +83,56 @@ class Store:
         """Every row in order of shards; without `columns`, all columns but the pixels and features."""
         return pa.concat_tables(self._tables(columns), promote_options="default")
 
-    def images(self, size: tuple[int, int] | None = None) -> tuple[list[int], Images]:
+    def images(
+        self, size: tuple[int, int] | None = None, *, without: Collection[int] | None = None
+    ) -> tuple[list[int], Images]:
         """(ids, images) of the outliers that are images and are kept, in order of id; labels are -1.
 
-        At `size` (H, W), which brings large ones to what a classifier sees before they are held in memory.
+        At `size` (H, W), which brings large ones to what a classifier sees before they are held in memory. `without` are the ids
+        to leave out; none: those that are dropped.
         """
         ids, parts = [], []
-        for some, files in self._kept("image"):
+        for some, files in self._kept("image", without):
             files = [one["bytes"] for one in files]
             images = hold(f"outliers in {self.folder}", files, unlabelled(len(files)), [])
             ids += some
             parts.append(images if size is None else images.resized(size))
         return ids, joined(parts)
 
-    def features(self) -> tuple[list[int], Float[Tensor, "N D"]]:
-        """(ids, features) of the outliers that are features and are kept, in order of id."""
-        parts = list(self._kept("feature"))
+    def features(self, *, without: Collection[int] | None = None) -> tuple[list[int], Float[Tensor, "N D"]]:
+        """(ids, features) of the outliers that are features and are kept, in order of id; `without` as for images."""
+        parts = list(self._kept("feature", without))
         return [i for ids, _ in parts for i in ids], torch.tensor([v for _, values in parts for v in values])
 
-    def select(self, ids: Sequence[int], keep: Sequence[bool], reason: Sequence[str | None]) -> None:
-        """Say which outliers are kept, and why the others are not; ids that are not named are kept."""
+    def select(
+        self, ids: Sequence[int], keep: Sequence[bool], reason: Sequence[str | None], **facts: Sequence[Any]
+    ) -> None:
+        """Say which outliers are kept, and why the others are not; ids that are not named are kept.
+
+        `facts` are further columns of plain values. What has a `p_id` is a filter's, which writes it again; what has none is yours.
+        """
         columns = {"id": list(map(int, ids)), "keep": list(map(bool, keep)), "reason": list(reason)}
+        columns |= {name: list(values) for name, values in facts.items()}
         if len({len(c) for c in columns.values()}) > 1:
             raise OutskirtsError(
                 f"select got {[len(c) for c in columns.values()]} ids, keeps and reasons; give as many of each"
             )
         self._put("selection.json", json.dumps(columns).encode())
 
-    def dropped(self) -> dict[int, str | None]:
-        """id -> reason, of the outliers that `select` does not keep."""
-        s = self._json("selection.json") or {"id": [], "keep": [], "reason": []}
-        return {i: r for i, k, r in zip(s["id"], s["keep"], s["reason"], strict=True) if not k}
+    def dropped(self, *, filtered: bool = True) -> dict[int, str | None]:
+        """id -> reason, of the outliers that `select` does not keep; without `filtered`, of those that no filter left out."""
+        s = self.selection()
+        by_filter = [p is not None and not filtered for p in s.get("p_id", [None] * len(s["id"]))]
+        rows = zip(s["id"], s["keep"], s["reason"], by_filter, strict=True)
+        return {i: r for i, k, r, skip in rows if not k and not skip}
 
-    def _kept(self, column: str) -> Iterator[tuple[list[int], list]]:
+    def selection(self) -> dict[str, list]:
+        """The columns that `select` wrote, of equal length; empty ones where it was not called."""
+        return self._json("selection.json") or {"id": [], "keep": [], "reason": []}
+
+    def _kept(self, column: str, without: Collection[int] | None) -> Iterator[tuple[list[int], list]]:
         """(ids, values) of each shard that holds any."""
-        dropped, some = self.dropped(), False
+        dropped, some = self.dropped() if without is None else without, False
         for table in self._tables(["id", column]):
             if column not in table.column_names:
                 raise OutskirtsError(

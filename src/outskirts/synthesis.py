@@ -24,6 +24,8 @@ BATCH = 64
 """Outliers made at a time where the synthesizer has no `batch_size`."""
 NAMED = 8
 """Failed requests that the warning lists."""
+MODELS = "3-models"
+"""Folder of a run where synthesizers keep the models that they train, by what these were made of: methods share them."""
 log = logging.getLogger("outskirts")
 
 
@@ -34,7 +36,10 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
 
     def fitted():
         classifier = run.inputs.classifier().frozen()
-        return fit(make(), parts["train"], parts["val"], classifier, out / "fit.json", r, progress=run.progress)
+        try:
+            return fit(make(), parts["train"], parts["val"], classifier, out / "fit.json", r, progress=run.progress)
+        except OutskirtsError as e:
+            raise OutskirtsError(f"{out.name}, synth={name}: {e}") from e
 
     with first_rank_first(r.device):
         synthesizer = fitted()
@@ -42,7 +47,8 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
     if not requests:
         raise OutskirtsError(f"{name} gives no requests for n_outliers={n}; give a number above 0")
     dials = {k for request in requests for k, v in request.dials.items() if isinstance(v, int | float)}
-    made_by = {"synth": name, "n_outliers": n, "seed": r.seed, "recode": r.recode, **_settings(synthesizer, r)}
+    codec = None if getattr(synthesizer, "coded", False) else r.recode
+    made_by = {"synth": name, "n_outliers": n, "seed": r.seed, "recode": codec, **_settings(synthesizer, r)}
     made_by |= {f"images of {p}": parts[p].fingerprint for p in ("train", "val")}
 
     def open_store():
@@ -50,7 +56,7 @@ def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int |
 
     todo = batches(requests, getattr(synthesizer, "batch_size", BATCH))
     ready = fitted if run.workers.startswith("ray") else lambda: synthesizer
-    fan_out(lambda: recoding(ready(), r.recode), todo, open_store, workers=run.workers, progress=run.progress)
+    fan_out(lambda: recoding(ready(), codec), todo, open_store, workers=run.workers, progress=run.progress)
     wait_for_all_ranks(r.device)
     failed = open_store().failed()
     if 0 < len(failed) < len(requests) and rank_and_world()[0] == 0:
@@ -97,6 +103,7 @@ def fit(synthesizer, train: Images, val: Images, classifier, path: Path, recipe:
     """The synthesizer fitted. What its search finds (`state`, plain numbers) is kept in `path`, and taken from there later."""
     found = read_json(path)
     given = {"val": val, "state": found and {**found["targets"], **found["numbers"]}, "progress": progress}
+    given["folder"] = path.parent.parent / MODELS
     accepted = inspect.signature(synthesizer.fit).parameters
     fitted = synthesizer.fit(train, classifier, **{k: v for k, v in given.items() if k in accepted})
     if found is None and rank_and_world()[0] == 0:

@@ -11,6 +11,7 @@ import os
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from outskirts.club import decoupling
@@ -30,11 +31,13 @@ from outskirts.loop import (
 )
 from outskirts.losses import outlier_loss, population_mean
 from outskirts.models import Classifier, check_classes, load_classifier
-from outskirts.pairs import mixed, pairs
+from outskirts.pairs import both, mixed, pairs
 from outskirts.progress import bar
 from outskirts.recipe import TrainSettings
 
 LAST_LR = 1e-6
+LOSS = "loss.safetensors"
+"""What the outlier loss learned beside the classifier, where it learns anything."""
 PROBE = 512
 """Images of each population that place phi before training."""
 
@@ -53,13 +56,15 @@ def train(
     precision: str = "fp32",
     progress: bool = True,
     sources: Int64[Tensor, "N"] | None = None,
+    roundtrip: Images | None = None,
 ) -> Classifier:
     """A copy of `classifier` trained against `outliers`, saved in the folder `out` with `log.json`.
 
     `outliers` are images, or features [N, D] that join after the penultimate layer. `log.json` holds `epochs` (epoch,
     loss, loss_id, loss_ood, val_accuracy, lr) and `energy_check`: mean energies of `val` and `held_out_outliers` before
     and after, and `inverted`, true where outliers do not end with the higher energy; of loss=energy_margin, `margins` too. With
-    settings.mi, which needs `sources`, the row of `train` that each outlier was made from, epochs have the facts of `Decoupling` too.
+    settings.mi, which needs `sources`, the row of `train` that each outlier was made from, epochs have the facts of `Decoupling` too;
+    settings.vae_roundtrip needs `roundtrip`, `train` row by row after a pass through the codec of the outliers.
 
     Depends on `seed` and nothing else that is random; stopped and called again with the same arguments it continues
     after the last whole epoch. `device` is `auto`, `cpu`, `cuda:1`, ..., `precision` `fp32` or `bf16`. Raises
@@ -81,12 +86,13 @@ def train(
     pairing = decoupling(before, train, outliers, sources, settings, seed, accel.device)
     kept = joint if pairing is None else nn.ModuleList([joint, pairing.club])
     optimizer = sgd(joint.parameters(), settings.lr, settings.weight_decay)
+    id_images = both(train, roundtrip) if settings.vae_roundtrip else train
     checkpoint = Checkpoint.of(
         out,
         settings,
         seed=seed,
         classifier=before.fingerprint(),
-        train=train.fingerprint,
+        train=id_images.fingerprint,
         outliers=_fingerprint(outliers),
     )
     done, log = checkpoint.load(kept, optimizer)
@@ -103,7 +109,7 @@ def train(
                 pairing.begin()
             with epoch_randomness(seed, epoch) as generator:
                 steps_of_epoch = pairs(
-                    train, outliers, size, batches, settings, accel, generator, sources if pairing else None
+                    id_images, outliers, size, batches, settings, accel, generator, sources if pairing else None
                 )
                 for step, (images, labels, features) in enumerate(steps_of_epoch, start=epoch * batches):
                     set_rate(optimizer, rate(step, steps, settings.lr, last=LAST_LR))
@@ -134,17 +140,8 @@ def train(
                     f"the loss is not finite after epoch {epoch + 1}; lower lr ({settings.lr}) or clip_norm ({settings.clip_norm})"
                 )
             right, lr = accuracy(joint.classifier, val), optimizer.param_groups[0]["lr"]
-            log.append(
-                {
-                    "epoch": epoch + 1,
-                    "loss": loss,
-                    "loss_id": loss_id,
-                    "loss_ood": loss_ood,
-                    "val_accuracy": right,
-                    "lr": lr,
-                    **mi,
-                }
-            )
+            facts = {"epoch": epoch + 1, "loss": loss, "loss_id": loss_id, "loss_ood": loss_ood}
+            log.append({**facts, "val_accuracy": right, "lr": lr, **mi})
             note = f"val accuracy {right:.3f}"
             if accel.is_main_process:
                 checkpoint.save(epoch + 1, kept, optimizer, log)
@@ -154,6 +151,8 @@ def train(
         margins = {k: getattr(joint.loss, k) for k in ("m_in", "m_out") if hasattr(joint.loss, k)}
         facts = {"epochs": log, "energy_check": check, **({"margins": margins} if margins else {})}
         write_json(out / "log.json", facts)
+        if learned := {k: v.detach().cpu().contiguous() for k, v in joint.loss.state_dict().items()}:
+            save_file(learned, out / LOSS)  # phi: what the scout of a filter is asked for
         trained.save(out)
         checkpoint.remove()
     accel.wait_for_everyone()  # BatchNorm statistics are the main process's

@@ -9,7 +9,11 @@ from outskirts.settings import check_above, check_at_least, check_types
 Augment = Literal["flip-crop", "shift", "none"]
 MI_FIELDS = ("mi_steps", "mi_pretrain")
 """Fields of `TrainSettings` that are read where mi is above 0; they are refused elsewhere."""
-LOSS_FIELDS = {"m_in": "energy_margin", "m_out": "energy_margin", "mix": "mixoe", "mix_beta": "mixoe"}
+LOSS_FIELDS = {
+    "phi": "energy_logistic",
+    **dict.fromkeys(("m_in", "m_out"), "energy_margin"),
+    **dict.fromkeys(("mix", "mix_beta"), "mixoe"),
+}
 """Fields of `TrainSettings` that one loss alone reads; they are refused with another one."""
 
 
@@ -23,10 +27,14 @@ class TrainSettings:
     lam: float = 2.5
     """Weight of the outlier loss beside the ID cross-entropy. The papers: 2.5 energy_logistic, 0.5 oe_uniform, 0.1
     energy_margin, 5 mixoe."""
+    phi: Literal["monotone"] | None = None
+    """energy_logistic only: monotone holds phi increasing, so that training cannot settle on less energy for outliers than for ID
+    images; for outliers that start with less, such as VOS features. None: as in the paper, phi may turn round."""
     m_in: float | None = None
-    """energy_margin only: energy below which ID images pay nothing; none: the plain classifier's mean on them."""
+    """energy_margin only: energy below which ID images pay nothing; none: the plain classifier's mean on them, or that on the
+    outliers where it is the lower."""
     m_out: float | None = None
-    """energy_margin only: energy above which outliers pay nothing; none: the plain classifier's mean on them."""
+    """energy_margin only: energy above which outliers pay nothing; none: the plain classifier's other mean. Give both, or neither."""
     mi: float | None = None
     """Weight, per nat, of a bound on the mutual information of outliers and the ID images that they were made from (SONA's L_MI, by
     CLUB): takes image outliers that have a source each; none: left out. SONA writes 1; 0.01 is stable on standardised features."""
@@ -34,6 +42,9 @@ class TrainSettings:
     """mi only: steps of the bound's own network per step of training; none: 5."""
     mi_pretrain: int | None = None
     """mi only: its steps before training, without which it bounds nothing; none: 200."""
+    vae_roundtrip: bool | None = None
+    """ID images are also seen after a pass through the lossy codec of the run's diffusion model (its VAE, or patch codec), as outliers
+    are, in half of an epoch's places: what SONA's release does, so that the codec's traces are no mark of an outlier; none: no."""
     mix: Literal["cutmix", "mixup"] | None = None
     """mixoe only: a box of the outlier pasted into the ID image, or a weighted mean; none: cutmix."""
     mix_beta: float | None = None

@@ -174,30 +174,26 @@ def headline_score(comparisons: Sequence[Mapping], method: str) -> str | None:
     return "energy" if "energy" in able else next(iter(able), None)
 
 
-def verdict(comparisons: Sequence[Mapping], method: str) -> dict:
-    """The one sentence, its clauses, and where single groups or metrics disagree with it.
+def verdict(comparisons: Sequence[Mapping], method: str, ahead: Mapping | None = None) -> dict:
+    """The one sentence, its clauses, and where single groups, metrics or other scores disagree with it.
 
     The sentence speaks of the AUROC, mean over all sets, of one score that both sides share and that is not transductive.
+    `ahead` is the row of a baseline that is above every one of the method, see `ranking.ahead`.
     """
     score = headline_score(comparisons, method)
     clauses, exceptions = [], []
     for baseline in (b for b in (PLAIN, NOISE) if b != method):
-        mine = [
+        fair = [
             c
             for c in comparisons
-            if (c["method"], c["baseline"], c["score"], c["baseline_score"]) == (method, baseline, score, score)
+            if (c["method"], c["baseline"], c["score"]) == (method, baseline, c["baseline_score"])
             and not c["transductive"]
         ]
+        mine = [c for c in fair if c["score"] == score]
         main = next((c for c in mine if c["place"] == "mean-all" and c["metric"] == "auroc"), None)
         if main is None or not finite(main["diff"]):
-            clauses.append(
-                {
-                    "baseline": baseline,
-                    "verdict": None,
-                    "text": f"was not compared with the {label(baseline)}",
-                    "points": "",
-                }
-            )
+            text = f"was not compared with the {label(baseline)}"
+            clauses.append({"baseline": baseline, "verdict": None, "text": text, "points": ""})
             continue
         text = f"{SAY[main['verdict']]} the {label(baseline)}"
         clauses.append({**main, "text": text, "points": points(main)})
@@ -206,7 +202,8 @@ def verdict(comparisons: Sequence[Mapping], method: str) -> dict:
             for c in mine
             if c["place"] in MEANS and c["metric"] in ("auroc", "fpr95_id") and c["verdict"] != main["verdict"]
         ]
-    exceptions += _plain_alone(comparisons, method, score)
+        exceptions += _other_scores(fair, main)
+    exceptions += [] if ahead and ahead["baseline"] == PLAIN else _plain_alone(comparisons, method, score)
     joint = " and " if len({c["verdict"] for c in clauses}) == 1 else ", but "
     said = joint.join(c["text"] + (f" ({c['points']})" if c["points"] else "") for c in clauses)
     return {
@@ -219,7 +216,18 @@ def verdict(comparisons: Sequence[Mapping], method: str) -> dict:
         "joint": joint,
         "clauses": clauses,
         "exceptions": exceptions,
+        "ahead": ahead,
     }
+
+
+def _other_scores(fair: Sequence[Mapping], main: Mapping) -> list[str]:
+    """The scores whose verdict against the baseline of `main` is another than its own, one line for each verdict."""
+    said: dict[str, list[str]] = {}
+    for c in fair:
+        if (c["place"], c["metric"]) == (main["place"], main["metric"]) and finite(c["diff"]):
+            said.setdefault(c["verdict"], []).append(label(c["score"]))
+    start = f"against the {label(main['baseline'])}, {label(main['metric'])} with"
+    return [f"{start} {', '.join(names)}: {v}" for v, names in said.items() if v != main["verdict"]]
 
 
 def _plain_alone(comparisons: Sequence[Mapping], method: str, score: str | None) -> list[str]:

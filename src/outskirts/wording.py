@@ -21,6 +21,7 @@ LABELS = {
     "oe": "OE",
     "mixoe": "MixOE",
     "outliers": "real outliers",
+    "stored": "stored outliers",
     "knn": "kNN",
     "msp": "MSP",
     "maxlogit": "MaxLogit",

@@ -42,6 +42,19 @@ def methods(steps: int, batch_size: int, k: int) -> Mapping[str, Mapping[str, An
     }
 
 
+def sona(steps: int, batch_size: int) -> Mapping[str, Mapping[str, Any]]:
+    """SONA where the diffusion model knows the ID classes and no others: the class is taken out, no outside word is written in."""
+    paper = {"loss": "oe_uniform", "lam": 0.5, "mi": 0.01}
+    return {
+        "SONA (no word)": {
+            "synth": "sona",
+            "with": {"toward": "null", "steps": steps, "batch_size": batch_size},
+            "train": paper,
+        },
+        "SONA (no word, energy loss)": {"of": "SONA (no word)"},
+    }
+
+
 def recipe() -> Recipe:
     q = quickstart.recipe()
     return replace(
@@ -53,8 +66,9 @@ def recipe() -> Recipe:
             **methods(20, 128, 50),
             "GOOD (energy margin)": {"of": "good", "train": {"loss": "energy_margin", "lam": 0.1}},
             "GOOD (MixOE)": {"of": "good", "train": {"loss": "mixoe", "lam": 5.0}},
+            **sona(20, 128),
         },
-        own=OWN,
+        own=(*OWN, *sona(20, 128)),
         plain_scores=POST_HOC,
         seeds=(0, 1, 2, 3, 4),
     )

@@ -17,6 +17,7 @@ LARGE = 500_000
 """Rows from which a bank gets an index of cells; below it faiss looks at every row, as torch does."""
 LOOKED_INTO = 32
 """Cells that a query looks into, of about a thousand for a million rows."""
+NO_INDEX = torch.empty(0, dtype=torch.uint8)
 _open: tuple = (None, None)
 """The index that was opened last: (weak reference to its bytes, the index)."""
 
@@ -25,14 +26,14 @@ def installed() -> bool:
     return find_spec("faiss") is not None
 
 
-def index_of(bank: Float[Tensor, "N D"]) -> UInt8[Tensor, " M"] | None:
-    """An index of the unit rows as bytes, which safetensors can save; None below `LARGE` rows. The same rows give the same index.
+def index_of(bank: Float[Tensor, "N D"]) -> UInt8[Tensor, " M"]:
+    """An index of the unit rows as bytes, which safetensors can save; empty below `LARGE` rows. The same rows give the same index.
 
     It holds the rows in half precision: they only say which row is the k-th nearest, the distance is that to the row itself.
     """
     faiss = _faiss()
     if len(bank) < LARGE:
-        return None
+        return NO_INDEX
     cells, d = round(len(bank) ** 0.5), bank.shape[1]
     centre = faiss.IndexFlatIP(d)
     half, product = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
@@ -45,19 +46,19 @@ def index_of(bank: Float[Tensor, "N D"]) -> UInt8[Tensor, " M"] | None:
 
 
 def neighbour(
-    phi: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], k: int, index: UInt8[Tensor, " M"] | None
+    phi: Float[Tensor, "B D"], bank: Float[Tensor, "N D"], k: int, index: UInt8[Tensor, " M"] = NO_INDEX
 ) -> Int[Tensor, " B"]:
     """Row of `bank` that is the k-th nearest to each of `phi`; of the rows in the cells looked into where there is an `index`."""
     faiss = _faiss()
     queries = phi.float().cpu().contiguous().numpy()
-    if index is None:
+    if not len(index):
         rows = bank.float().cpu().contiguous().numpy()
         _, found = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
     else:
         _, found = _opened(index).search(queries, k)
     kth = torch.from_numpy(found[:, -1])
     if (kth < 0).any():  # fewer than k rows in the cells looked into
-        return neighbour(phi, bank, k, None).to(bank.device)
+        return neighbour(phi, bank, k).to(bank.device)
     return kth.to(bank.device)
 
 

@@ -53,7 +53,7 @@ class Score:
 
     def __call__(self, outputs: Outputs) -> Float[Tensor, " B"]:
         self.bank_ = learned(self, "bank_").to(outputs.features.device)  # moves once, then stays
-        return kth_distance(outputs.features, self.bank_, self.k, self.backend, getattr(self, "index_", None))
+        return kth_distance(outputs.features, self.bank_, self.k, self.backend, self.index_)
 
 
 def bank_of(train: Outputs, k: int) -> Float[Tensor, "N D"]:
@@ -65,10 +65,10 @@ def bank_of(train: Outputs, k: int) -> Float[Tensor, "N D"]:
     return normalize(fp32(train.features.detach()), dim=-1)
 
 
-def index_of(bank: Float[Tensor, "N D"], backend: str = "auto") -> UInt8[Tensor, " M"] | None:
-    """What faiss needs to search a large bank; None where every row is looked at."""
+def index_of(bank: Float[Tensor, "N D"], backend: str = "auto") -> UInt8[Tensor, " M"]:
+    """What faiss needs to search a large bank; empty where every row is looked at."""
     large = len(bank) >= _faiss.LARGE and bank.device.type == "cpu" and _faiss.installed()
-    return _faiss.index_of(bank) if backend == "faiss" or (backend == "auto" and large) else None
+    return _faiss.index_of(bank) if backend == "faiss" or (backend == "auto" and large) else _faiss.NO_INDEX
 
 
 def kth_distance(
@@ -76,7 +76,7 @@ def kth_distance(
     bank: Float[Tensor, "N D"],
     k: int,
     backend: str = "auto",
-    index: UInt8[Tensor, " M"] | None = None,
+    index: UInt8[Tensor, " M"] = _faiss.NO_INDEX,
 ) -> Float[Tensor, " B"]:
     """Distance of each normalised feature to the k-th nearest row of `bank` (unit rows), with gradient. GOOD eq. 6"""
     phi = normalize(fp32(features), dim=-1)
@@ -91,7 +91,7 @@ def kth_neighbour(
     bank: Float[Tensor, "N D"],
     k: int,
     backend: str = "auto",
-    index: UInt8[Tensor, " M"] | None = None,
+    index: UInt8[Tensor, " M"] = _faiss.NO_INDEX,
 ) -> Int[Tensor, " B"]:
     """Row of `bank` that is the k-th nearest to each of `phi`, all rows of unit length: the k-th largest product."""
     if backend not in BACKENDS:
@@ -100,7 +100,7 @@ def kth_neighbour(
         raise OutskirtsError(
             f"k={k} neighbours in a bank of {len(bank)} rows; k must be 1 to {len(bank)}: give a smaller k or more images"
         )
-    indexed = index is not None and bank.device.type == "cpu" and _faiss.installed()
+    indexed = len(index) > 0 and bank.device.type == "cpu" and _faiss.installed()
     if backend == "faiss" or (backend == "auto" and indexed):
         return _faiss.neighbour(phi, bank, k, index)
     if torch.compiler.is_compiling():  # while it is traced, for export, a batch has no size to cut it by

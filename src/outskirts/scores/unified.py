@@ -144,10 +144,8 @@ class Score:
 
     def _parts(self, outputs: Outputs) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         self.bank_ = learned(self, "bank_").to(outputs.features.device)
-        index = getattr(self, "index_", None)
-        return -fp32(outputs.logits).logsumexp(-1), kth_distance(
-            outputs.features, self.bank_, self.k, self.backend, index
-        )
+        d = kth_distance(outputs.features, self.bank_, self.k, self.backend, self.index_)
+        return -fp32(outputs.logits).logsumexp(-1), d
 
     def _range(self, e: Float[Tensor, " M"]) -> None:
         self.low_, self.high_ = e.min().item(), e.max().item()

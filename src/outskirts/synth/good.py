@@ -186,16 +186,14 @@ class Synthesizer:
         levels = model.levels(self.steps)
         noise = Noise([r.seed for r in requests], model.shape, model.device)
         x_T = noise()
-        sigma = torch.tensor(
-            [self.sigma_feature if r.dials["target"] == FEATURE else self.sigma_image for r in requests],
-        )
+        by_feature = torch.tensor([r.dials["target"] == FEATURE for r in requests])
         guided = tfg(
             clip(predictor) if model.clips else predictor,
             self.target(requests),
             levels,
             rho=strengths[0],
             mu=strengths[1],
-            sigma=sigma,
+            sigma=torch.where(by_feature, self.sigma_feature, self.sigma_image),
             draws=self.draws,
             iterations=self.iterations,
             noise=noise,
@@ -245,8 +243,7 @@ class Synthesizer:
         return Request(id, seed_of(seed, id), label, prompt=prompt, dials=dials)
 
     def _check_conditions(self) -> None:
-        unknown = sorted(set(self.prompts) - set(self.classes))
-        if unknown:
+        if unknown := sorted(set(self.prompts) - set(self.classes)):
             raise OutskirtsError(
                 f"prompts for {', '.join(unknown[:5])}, which are no classes of the data; known: {', '.join(self.classes[:10])}"
             )

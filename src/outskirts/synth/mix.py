@@ -27,6 +27,8 @@ class Synthesizer:
     """Images made at a time."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"source", "label"})
+    coded: ClassVar[bool] = True
+    """Made of the pixels of ID images, which were in their lossy format already: `recode` leaves it alone."""
 
     def __post_init__(self):
         check_types(self)

@@ -46,6 +46,9 @@ class Synthesizer:
     """Outliers made at a time."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"source", "label", "classifier"})
+    makes_features: ClassVar[bool] = True
+    per_class: ClassVar[bool] = True
+    """Neighbours are looked for among the images of one class."""
 
     def __post_init__(self):
         check_types(self)

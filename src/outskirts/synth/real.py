@@ -21,6 +21,9 @@ class Synthesizer:
 
     images: str = ""
     """Image set by name, e.g. folder:DIR, torchvision:SVHN:train or parquet:GLOB[0-4]."""
+    recode: bool | None = None
+    """Whether the recipe's `recode` is for them too, because they never were in the lossy format of the ID images; none: no, they
+    are taken as they are, since a second pass would mark them."""
     batch_size: int = 256
     """Images read at a time."""
 
@@ -31,6 +34,10 @@ class Synthesizer:
         check_above(self, 0, "batch_size")
         if not self.images:
             raise OutskirtsError("synth=real needs images of yours; give synth.images=NAME, e.g. folder:DIR")
+
+    @property
+    def coded(self) -> bool:
+        return not self.recode
 
     def fit(
         self, images: Images, classifier=None, *, val: Images | None = None, state: Mapping[str, Any] | None = None

@@ -25,6 +25,8 @@ class Synthesizer:
     """Images made at a time."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"source", "label"})
+    coded: ClassVar[bool] = True
+    """Its pixels are those of ID images, which were in their lossy format already: `recode` leaves them alone."""
 
     def __post_init__(self):
         check_types(self)

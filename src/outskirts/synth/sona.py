@@ -5,27 +5,30 @@ a class of the model that is no ID class, or nothing at all (`toward="null"`): t
 docs/papers/sona.md maps equations to symbols and lists where we depart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from outskirts.data import require_labels
 from outskirts.diffuse import PREDICTION_TYPES, Noise, sample_from
 from outskirts.errors import OutskirtsError
 from outskirts.guide import clip
-from outskirts.guide_sona import Sona, Terms
+from outskirts.guide_sona import Sona, Terms, likeness
 from outskirts.images import Images
 from outskirts.load_diffusion import load_diffusion
-from outskirts.prompts import candidates, clip_text, outside, spoken, word_list
+from outskirts.prompts import called, candidates, clip_text, outside, ranked, spoken, word_list
 from outskirts.settings import check_above, check_types
-from outskirts.synth._shared import as_outliers, from_sources, pixels_of, seed_of
+from outskirts.synth._shared import as_outliers, feature_distance, from_sources, pixels_of, seed_of
 from outskirts.types import Level, Outlier, Request
 
 ENCODED = 8
 """Images that pass the encoder or decoder at a time: at 512 px it is the largest thing in memory."""
+
+UNCOMPARED = "strategy={} compares texts; give synth.clip=FOLDER or a Hub id of a CLIP model"
 
 
 @dataclass
@@ -44,11 +47,12 @@ class Synthesizer:
     toward: Literal["words", "null"] = "words"
     """words: the ID class out, an outside word in; null: only the ID class out, where there is no outside word."""
     strategy: Literal["random", "close", "far"] = "random"
-    """Any outside word, or one of those most or least like the source's class by CLIP text similarity."""
+    """Any outside word, or one of those most or least like the source's class: by CLIP text similarity where `clip` is given, else, in
+    pixel models, by the mean images that the model holds of its classes."""
     share: float = 0.1
     """Of the outside words, how many count as close or far."""
     clip: str | None = None
-    """CLIP model (folder or Hub id) that compares texts: needed for close and far; also drops near synonyms of ID names."""
+    """CLIP model (folder or Hub id) that compares texts: needed for close and far of text; also drops near synonyms of ID names."""
     prompt: str = "a photo of a {word}"
     """Template of the ID and of the outside prompt, for models that take text."""
     lam: float = 0.2
@@ -107,10 +111,16 @@ class Synthesizer:
             raise OutskirtsError(
                 "no outside words; give synth.words=WORD,WORD,..., words=file:PATH or words=timm:imagenet, or toward=null"
             )
-        elif self.strategy != "random" and not self.clip:
-            raise OutskirtsError(
-                f"strategy={self.strategy} compares texts; give synth.clip=FOLDER or a Hub id of a CLIP model"
-            )
+
+    def check(self, index: Mapping, classes: Sequence[str]) -> None:
+        """Raises OutskirtsError where no word is left, or texts are to be compared and nothing can, before anything is loaded.
+
+        index    of the diffusion model, its model_index.json.
+        """
+        if self.words:
+            outside(word_list(self.words), called(classes) if "vae" in index else classes)
+        if "vae" in index and self.strategy != "random" and not self.clip:
+            raise OutskirtsError(UNCOMPARED.format(self.strategy))
 
     def fit(self, images: Images, classifier=None, *, val: Images | None = None) -> "Synthesizer":
         """Loads the diffusion model and settles the words. Raises OutskirtsError where they, or the schedule, cannot serve."""
@@ -125,11 +135,12 @@ class Synthesizer:
         )
         self.levels = starting_levels(self.model, self.steps)
         self._check_classes()
+        self.names_ = called(self.classes) if self.model.takes == "prompt" else self.classes
         self.words_, self.suits_ = [], None
         if self.toward == "words":
             embed = clip_text(self.clip, self.device) if self.clip else None
-            self.words_ = outside(self._known(word_list(self.words)), self.classes, embed)
-            self.suits_ = candidates(self.words_, self.classes, self.strategy, self.share, embed)
+            self.words_ = outside(self._known(word_list(self.words)), self.names_, embed)
+            self.suits_ = self._suits(embed)
         self.state = {"words": len(self.words_)}
         return self
 
@@ -148,8 +159,10 @@ class Synthesizer:
         steps = [r.dials["T"] for r in requests]
         x0 = sample_from(clip(guide) if model.clips else guide, x0, noise(), self.levels, steps)
         decoded = torch.cat([model.decode(part) for part in x0.split(ENCODED)])
-        for outlier, fact in zip(as_outliers(requests, decoded, self.classifier), guide.facts(), strict=True):
-            yield replace(outlier, notes={**outlier.notes, **fact})
+        away = feature_distance(self.classifier, images, decoded)
+        made = as_outliers(requests, decoded, self.classifier)
+        for outlier, fact, how_far in zip(made, guide.facts(), away, strict=True):
+            yield replace(outlier, notes={**outlier.notes, **fact, **how_far})
 
     def _terms(self) -> Terms:
         return Terms(**{f.name: getattr(self, f.name) for f in fields(Terms)})
@@ -160,7 +173,7 @@ class Synthesizer:
         dials = {
             "T": int(torch.randint(first, last + 1, (), generator=g))
         }  # SONA alg. 2, T from 1: 0 is the source itself
-        name = self.classes[r.label]
+        name = self.names_[r.label]
         text = self.model.takes == "prompt"
         dials["id_prompt"] = self._prompt(spoken(name)) if text else name
         if self.toward == "null":
@@ -191,6 +204,15 @@ class Synthesizer:
         """Of a class, as the diffusion model numbers them."""
         known = self.model.classes
         return known.index(name) if known else self.classes.index(name)
+
+    def _suits(self, embed) -> Bool[Tensor, "W K"]:
+        """Which words may stand in for each class."""
+        if embed is not None or self.strategy == "random":
+            return candidates(self.words_, self.names_, self.strategy, self.share, embed)
+        if self.model.takes == "prompt":
+            raise OutskirtsError(UNCOMPARED.format(self.strategy))
+        numbers = [[self._number(name) for name in names] for names in (self.words_, self.classes)]
+        return ranked(likeness(self.model, *numbers, self.levels[0]), self.strategy, self.share)
 
     def _known(self, words: dict[str, str]) -> dict[str, str]:
         """`words`, each of which a pixel model must have as a class."""

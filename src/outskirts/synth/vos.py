@@ -47,6 +47,7 @@ class Synthesizer:
     """Outliers made at a time."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"label", "classifier"})
+    makes_features: ClassVar[bool] = True
 
     def __post_init__(self):
         check_types(self)
