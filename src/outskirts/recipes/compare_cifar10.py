@@ -34,6 +34,4 @@ def recipe() -> Recipe:
         methods=methods,
         own=tuple(label for label in compare.OWN if label in ("good", *methods)),
         plain_scores=compare.POST_HOC,
-        n_outliers=600,
-        fit_images=5_000,
     )

@@ -57,5 +57,6 @@ def recipe() -> Recipe:
             lam=2.5, epochs=1, steps=120, lr=1e-3, batch_size=128, outlier_batch_size=64, augment="flip-crop"
         ),
         seeds=(0, 1, 2),
+        fit_images=5_000,
         scores=("msp", "energy", "knn", "unified"),
     )
