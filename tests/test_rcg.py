@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,10 +16,14 @@ from safetensors.torch import load_file
 import rcg_reference as reference
 from outskirts import mage, mocov3, rcg, vqgan
 from outskirts.cli import main
+from outskirts.data import Images
 from outskirts.errors import OutskirtsError
 from outskirts.mage import load_decoder
+from outskirts.models import Classifier
+from outskirts.nets import small_resnet
 from outskirts.rcg import convert, published
 from outskirts.representation import PerSample, Representation
+from outskirts.synth.badood import Synthesizer
 from rcg_files import (
     AVERAGES,
     BLOCKS,
@@ -120,6 +125,30 @@ class TestConvert:
             h = h + reference.linear(s, f"{name}.out_layers.3", u)
         naive = reference.linear(s, "out.2", F.silu(reference.layer_norm(s, "out.0", h)))
         torch.testing.assert_close(model.network(z, t), naive.float(), atol=5e-5, rtol=5e-5)
+
+    def test_bad_ood_runs_on_the_converted_models(self, folder):
+        g = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (60, 3, 8, 8), generator=g, dtype=torch.uint8)
+        images = Images("tones", ["a", "b"], torch.arange(60) % 2, pixels)
+        classifier = Classifier(
+            small_resnet("resnet_tiny", 2), classes=["a", "b"], size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3
+        )
+        settings = {"decoder": f"mage:{folder}", "strengths": (1.0,), "k": 3, "n_steps": 2, "steps": 2, "artefacts": 0}
+        own = Synthesizer(**settings, representation=str(folder / "rdm")).fit(images, classifier)
+        assert "held_out_loss" not in own.state  # nothing was trained
+        plain, guided = (
+            replace(own, guidance_scale=scale).fit(images, classifier, state=own.state) for scale in (None, 5.0)
+        )
+        requests = own.requests(3, seed=0)
+        one, other = ([o.image for o in s(requests)] for s in (plain, guided))
+        assert all(image.dtype == torch.uint8 for image in one)
+        assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+    def test_a_representation_model_of_other_embeddings_is_refused(self, folder):
+        with pytest.raises(OutskirtsError, match="of 6 dimensions, and here they have 7"):
+            Representation.load(folder / "rdm", PerSample(7))
+        with pytest.raises(OutskirtsError, match="width and blocks are its own"):
+            Synthesizer(representation=str(folder / "rdm"), width=8)
 
     def test_a_pickle_with_another_class_is_refused_and_not_run(self, files, tmp_path):
         class Evil:

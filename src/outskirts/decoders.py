@@ -80,10 +80,10 @@ def load_space(
     elif kind == "mage" and where:
         from outskirts import mage
 
-        given = {"image_size": side, "components": components, "guidance_scale": scale}
+        given = {"image_size": side, "components": components}
         if wrong := [k for k, v in given.items() if v is not None]:
             raise OutskirtsError(f"{wrong[0]} was given, and decoder=mage has none; leave it out")
-        made = mage.load_decoder(where, device, steps=steps)
+        made = mage.load_decoder(where, device, steps=steps, cfg=scale or 0.0)
     else:
         raise OutskirtsError(f"no decoder {decoder!r}; give small, none, kandinsky:ID, unclip:ID or mage:FOLDER")
     return made, made, made.normalizer

@@ -163,6 +163,10 @@ class Representation:
             raise OutskirtsError(
                 f"{folder / CONFIG} cannot be read ({e}); remove the folder, and it is made again"
             ) from e
+        if sizes[0] != normalizer.size:
+            raise OutskirtsError(
+                f"{folder} models representations of {sizes[0]} dimensions, and here they have {normalizer.size}; it belongs to another encoder or decoder"
+            )
         state, where = read(folder / WEIGHTS), folder / WEIGHTS
         network, own = (
             {k.partition(".")[2]: v for k, v in state.items() if k.startswith(p)} for p in ("network.", "normalizer.")

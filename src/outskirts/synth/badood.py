@@ -23,7 +23,7 @@ from outskirts.fit_representation import RepresentationSettings, fit_representat
 from outskirts.guide_minority import jitter, minority
 from outskirts.images import Images
 from outskirts.recipe import DiffusionSettings
-from outskirts.representation import level, levels
+from outskirts.representation import Representation, level, levels
 from outskirts.scores._shared import head_of
 from outskirts.settings import check_above, check_at_least, check_at_most, check_types
 from outskirts.synth._artefact import artefacts, generator_of
@@ -71,6 +71,8 @@ class Synthesizer:
     """Anchors on which strengths are tried."""
     components: int | None = None
     """Dimensions of z at most, principal components; none: 256, and all for decoders that are trained already."""
+    representation: str | None = None
+    """Folder of a representation diffusion model to take instead of training one, e.g. RCG's (`outskirts convert-rcg --rdm`)."""
     width: int | None = None
     """Of the representation diffusion model; none, as for blocks: by the number of images."""
     blocks: int | None = None
@@ -90,7 +92,7 @@ class Synthesizer:
     steps: int = 20
     """DDIM steps of the decoder; MAGE's passes."""
     guidance_scale: float | None = None
-    """Of the decoder's classifier-free guidance; none: 2 (small), 4 (Kandinsky), 10 (unCLIP)."""
+    """Of the decoder's classifier-free guidance; none: 2 (small), 4 (Kandinsky), 10 (unCLIP), 0 (MAGE)."""
     from_anchor: float = 0.0
     """Above 0, small decoder only: start from the anchor's image, noised by this share of the steps. Hides a weak decoder; not in the paper."""
     image_size: int | None = None
@@ -122,6 +124,10 @@ class Synthesizer:
             raise OutskirtsError("knn_ratio and strengths are both empty; give one of them")
         if self.toward == "id" and not self.strengths:
             raise OutskirtsError("toward=id goes inwards, where no ratio is searched for; give strengths, e.g. 2")
+        if self.representation and (self.width or self.blocks):
+            raise OutskirtsError(
+                "representation names a trained model, and width and blocks are its own; leave them out"
+            )
         if self.guidance == "noise" and (self.form, self.toward, self.draws) != ("unit", "ood", 1):
             raise OutskirtsError("guidance=noise has no score; leave form, toward and draws out")
         if self.from_anchor and self.decoder != SMALL:
@@ -158,8 +164,11 @@ class Synthesizer:
         self.head_ = head_of(self.classifier, "decoder=none") if self.decoder == NONE else None
         held_out(len(images))  # what cannot be trained on is told before anything is embedded
         x = embeddings(self.encoder_, images, **where)
-        settings = RepresentationSettings(self.width, self.blocks, self.model_steps)
-        self.model = fit_representation(x, normalizer, settings, device=self.device, **where)
+        if self.representation:
+            self.model = Representation.load(Path(self.representation), normalizer, self.device)
+        else:
+            settings = RepresentationSettings(self.width, self.blocks, self.model_steps)
+            self.model = fit_representation(x, normalizer, settings, device=self.device, **where)
         with torch.no_grad():
             self.z_ = self.model.normalizer(x.to(self.device))
         if self.decoder == SMALL:
@@ -251,7 +260,11 @@ class Synthesizer:
             with torch.no_grad():
                 z_val = normalizer(embeddings(self.encoder_, val, **where).to(self.device))
         found = {"dimensions": self.z_.shape[1], "explained": float(getattr(normalizer, "explained", 1.0))}
-        found |= {"model_steps_taken": self.model.facts["steps"], "held_out_loss": min(self.model.facts["held_out"])}
+        if not self.representation:
+            found |= {
+                "model_steps_taken": self.model.facts["steps"],
+                "held_out_loss": min(self.model.facts["held_out"]),
+            }
         found |= settle(self, z_val, held_out(len(self.z_)).nonzero()[:, 0])
         if self.decoder_ is not None and self.artefacts:
             options = {"batch_size": self.batch_size, "device": self.device}
