@@ -52,7 +52,7 @@ def recipe() -> Recipe:
         n_outliers=600,
         recode="avif:58",  # the pack's own codec: otherwise a detector learns the file format
         # steps and batches: what two CPU cores allow; lr: chosen on validation images and held-out outliers, see
-        # results/choose-training_compare-cifar10_*.json
+        # results/choose-training_cifar10_*.json
         train=TrainSettings(
             lam=2.5, epochs=1, steps=120, lr=1e-3, batch_size=128, outlier_batch_size=64, augment="flip-crop"
         ),
