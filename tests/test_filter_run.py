@@ -8,7 +8,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from outskirts import scout
+from outskirts import filter_steps, scout
 from outskirts.cli import main
 from outskirts.errors import OutskirtsError
 from outskirts.filter_settings import FilterSettings
@@ -99,6 +99,22 @@ def test_of_two_scouts_each_scores_what_it_did_not_train_on(folder):
     assert sorted(parts[0]["id"] + parts[1]["id"]) == list(range(40))
     assert not set(parts[0]["apart"]) & set(parts[0]["id"])
     assert set(read(folder / "4-filter" / "verdict-crossed" / VERDICT)["fold"]) == {0, 1}
+
+
+def test_a_scout_that_is_the_wrong_way_round_is_refused_and_not_filtered_by(filtered, folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("5-*", "6-*", "7-*", "verdict*"))
+    path = copy / "4-filter" / "scout" / "fold-0" / "scores.json"
+    scores = read(path)
+    scores["phi_id"] = [
+        -1e3 + i for i in range(len(scores["phi_id"]))
+    ]  # every ID image below what is constructed of it
+    path.write_text(json.dumps(scores))
+    this = Run(dataclasses.replace(filtered, methods={}, filter=FilterSettings()), copy)
+    m = methods(this.recipe)[0]
+    (copy / "4-filter" / "verdict").mkdir()
+    with pytest.raises(OutskirtsError, match="phi is no higher on held-out ID images than on images constructed"):
+        filter_steps.verdict(m, this, copy / "4-filter" / "verdict")
 
 
 def test_the_page_shows_the_filter(folder):

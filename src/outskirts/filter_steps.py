@@ -101,6 +101,10 @@ def verdict(m: Method, run: Run, out: Path) -> None:
     reports = [j[2] for j in judged if j[2]]
     choice = filter.choose(columns["id"], p_id, columns["label"], s)
     warnings = filter.warnings_of(choice, s, p_val, reports)
+    if any(fold_log(run, m, f)["energy_check"]["inverted"] for f in range(s.cross_fit)):
+        warnings.append(
+            "the scout ended with less energy for outliers than for ID images: it may call ID-like what is far; try train.phi=monotone"
+        )
     for line in warnings:
         log.warning("filter of %s: %s", m.label, line)
     columns |= {"p_id": [v if np.isfinite(v) else None for v in p_id.tolist()], **choice._asdict()}
@@ -113,6 +117,11 @@ def verdict(m: Method, run: Run, out: Path) -> None:
     facts |= {"counts": filter.counts(choice), "warnings": warnings, "p_id_val": p_val.tolist()}
     write_json(out / FACTS, facts)
     write_json(out / VERDICT, columns)
+
+
+def fold_log(run: Run, m: Method, f: int) -> dict[str, Any]:
+    """The training log of a scout."""
+    return read_json(run.folder / m.filtered.scout / f"fold-{f}" / "log.json")
 
 
 def against(run: Run, m: Method) -> str:
@@ -132,6 +141,11 @@ def _judge(run: Run, m: Method, f: int, fold: dict) -> tuple[Any, Any, dict | No
         return filter.rank(u, u), filter.rank(u_val, u), None
     u_id, u_ood = (u_val, _ood(run, m, f, fold)) if not m.filtered.twin else _of_twin(run.folder / m.filtered.twin, s)
     fitted = calibration.fit(u_id, u_ood, s.calibrator or "beta", balance=s.balance)
+    if np.ptp(fitted(np.concatenate([u_id, u_ood]))) < 1e-6 and s.band != "none":
+        raise OutskirtsError(
+            f"filter of {m.label}: the scout's {s.score} is no higher on held-out ID images than on {against(run, m)}, so no P(ID) rises with it; "
+            "train the scout with train.phi=monotone, or take another filter.calibration"
+        )
     finite = np.isfinite(u)
     p = np.where(finite, fitted(np.where(finite, u, 0.0)), np.nan)
     return p, fitted(u_val), calibration.report(fitted, u_id, u_ood, balance=s.balance)
