@@ -21,6 +21,13 @@ def test_stamp_is_json_and_says_where_a_number_comes_from():
     assert -2 < age.total_seconds() < 60
 
 
+def test_the_command_can_be_typed_again(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/outskirts/__main__.py", "run", "digits [0-6]"])
+    assert stamp()["command"] == "outskirts run 'digits [0-6]'"
+    monkeypatch.setattr("sys.argv", ["/somewhere/knn.py", "--rows", "7"])
+    assert stamp()["command"] == "knn.py --rows 7"
+
+
 def test_commit_and_its_dirty_flag(tmp_path):
     def git(*args):
         subprocess.run(

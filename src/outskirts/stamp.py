@@ -35,7 +35,7 @@ def stamp(*, seeds: Sequence[int] = (), inputs: Mapping[str, str] | None = None)
     """What a number must carry to be believed: plain JSON. `inputs` are content hashes by name; `date` is UTC."""
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "python": platform.python_version(),
         "versions": {p: v for p in PACKAGES if (v := _version(p))},
         "commit": commit(),
@@ -43,6 +43,12 @@ def stamp(*, seeds: Sequence[int] = (), inputs: Mapping[str, str] | None = None)
         "seeds": list(seeds),
         "inputs": dict(inputs or {}),
     }
+
+
+def _command() -> str:
+    """As it can be typed again; `python -m outskirts` is the command `outskirts`."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["outskirts" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def commit(folder: Path | None = None) -> dict[str, Any] | None:
