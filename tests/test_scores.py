@@ -176,6 +176,14 @@ def test_a_large_bank_gets_an_index_that_finds_the_same_and_can_be_saved(monkeyp
         torch.testing.assert_close(again(test[:1]), large(test)[:1])
 
 
+@pytest.mark.parametrize("score", [knn.Score(k=5), unified.Score(k=5, mode="fixed", w=0.5)])
+def test_a_score_saved_before_there_was_an_index_still_scores(score):
+    score = score.fit(TRAIN, LABELS, val=VAL)
+    expected = score(FAR)
+    del score.index_
+    torch.testing.assert_close(score(FAR), expected)
+
+
 @pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
 def test_cells_with_fewer_rows_than_k_are_not_the_answer(monkeypatch):
     monkeypatch.setattr("outskirts.scores._faiss.LARGE", 300)

@@ -53,7 +53,7 @@ class Score:
 
     def __call__(self, outputs: Outputs) -> Float[Tensor, " B"]:
         self.bank_ = learned(self, "bank_").to(outputs.features.device)  # moves once, then stays
-        return kth_distance(outputs.features, self.bank_, self.k, self.backend, self.index_)
+        return kth_distance(outputs.features, self.bank_, self.k, self.backend, saved_index(self))
 
 
 def bank_of(train: Outputs, k: int) -> Float[Tensor, "N D"]:
@@ -69,6 +69,11 @@ def index_of(bank: Float[Tensor, "N D"], backend: str = "auto") -> UInt8[Tensor,
     """What faiss needs to search a large bank; empty where every row is looked at."""
     large = len(bank) >= _faiss.LARGE and bank.device.type == "cpu" and _faiss.installed()
     return _faiss.index_of(bank) if backend == "faiss" or (backend == "auto" and large) else _faiss.NO_INDEX
+
+
+def saved_index(score) -> UInt8[Tensor, " M"]:
+    """The index of a fitted score; those that were saved before there was one have none."""
+    return getattr(score, "index_", _faiss.NO_INDEX)
 
 
 def kth_distance(

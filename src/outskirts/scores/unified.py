@@ -9,7 +9,7 @@ from torch import Tensor
 
 from outskirts.errors import OutskirtsError
 from outskirts.scores._shared import fp32, learned, need
-from outskirts.scores.knn import bank_of, index_of, kth_distance
+from outskirts.scores.knn import bank_of, index_of, kth_distance, saved_index
 from outskirts.threshold import Threshold
 from outskirts.types import Outputs
 
@@ -144,7 +144,7 @@ class Score:
 
     def _parts(self, outputs: Outputs) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         self.bank_ = learned(self, "bank_").to(outputs.features.device)
-        d = kth_distance(outputs.features, self.bank_, self.k, self.backend, self.index_)
+        d = kth_distance(outputs.features, self.bank_, self.k, self.backend, saved_index(self))
         return -fp32(outputs.logits).logsumexp(-1), d
 
     def _range(self, e: Float[Tensor, " M"]) -> None:
