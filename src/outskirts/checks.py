@@ -66,7 +66,7 @@ def of_neighbour(what: str, k: int, bank: Images) -> Iterator[str]:
 def enough_for(name: str, synthesizer, train: Images) -> None:
     """Raise OutskirtsError where a synthesizer that looks for the k-th neighbour among the training images, or those of a class, finds fewer."""
     k, guided_by = getattr(synthesizer, "k", 0), getattr(synthesizer, "guidance", ())
-    if isinstance(guided_by, tuple) and guided_by and not {"feature", "both"} & set(guided_by):
+    if not k or (isinstance(guided_by, tuple) and guided_by and not {"feature", "both"} & set(guided_by)):
         return
     n, which = len(train), "training images"
     if getattr(synthesizer, "per_class", False):
