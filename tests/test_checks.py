@@ -137,7 +137,8 @@ def test_a_synthesizer_that_needs_more_neighbours_than_there_are_images_is_refus
         checks.enough_for("good", good(), TRAIN)
     checks.enough_for("good", good(guidance=("image",)), TRAIN)
     checks.enough_for("good", good(k=40), TRAIN)
-    checks.enough_for("shuffle", find("synth", "shuffle")(), TRAIN)
+    for name, options in (("shuffle", {}), ("synood", {"per_class": 100})):  # neither looks for neighbours
+        checks.enough_for(name, find("synth", name)(**options), TRAIN)
 
 
 def test_what_a_loss_cannot_do_with_the_outliers_of_its_method_is_said_by_name():

@@ -11,6 +11,7 @@ from outskirts import images as image_sets
 from outskirts.data import load, require_labels, split
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
+from outskirts.imbalance import imbalanced
 from outskirts.load_diffusion import SHIPPED
 from outskirts.models import Classifier, check_classes, load_classifier
 from outskirts.recipe import Recipe, labelled
@@ -39,6 +40,8 @@ class Inputs:
         share = {p: f for p, f in (("val", 0.15), ("test", 0.2)) if p not in named}
         parts = split(whole, [1 - sum(share.values()), *share.values()], seed=r.seed) if share else (whole,)
         found = dict(zip(["train", *share], parts, strict=True)) | named
+        if r.imbalance is not None:
+            found["train"] = imbalanced(found["train"], r.imbalance, seed=r.seed)
         val, calibration = split(found["val"], (2 / 3, 1 / 3), seed=r.seed)
         return found | {"val": val, "calibration": calibration}
 

@@ -112,6 +112,9 @@ class Recipe:
     """ID test images by name; none: 20 % of `id` are set apart."""
     id_val: str | None = None
     """ID validation images by name; none: 15 % of `id` are set apart. A third of them set the detector's threshold."""
+    imbalance: float | None = None
+    """Share of its training images that the last class keeps, the first keeps all, in between in even steps; validation and test
+    images stay as they are (Bad-OOD Table 10: 0.077). None: all."""
     size: tuple[int, int] | None = None
     """Height and width that images are brought to; needed where they differ in size."""
     near: tuple[str, ...] = ()
@@ -178,6 +181,9 @@ class Recipe:
             raise OutskirtsError(f"size is {self.size!r}; height and width must be above 0, e.g. 32,32")
         if self.seeds and min(self.seeds) < 0:
             raise OutskirtsError(f"seeds is {self.seeds!r}; each must be at least 0")
+        if self.imbalance is not None:
+            check_above(self, 0, "imbalance")
+            check_at_most(self, 1, "imbalance")
         for optional in ("n_outliers", "threads", "fit_images"):
             if getattr(self, optional) is not None:
                 check_above(self, 0, optional)

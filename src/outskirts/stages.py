@@ -30,7 +30,7 @@ from outskirts.synthesis import build_for, synthesize
 TRAIN, BENCH, SHIFT, REPORT = "5-train", "6-bench", "6-shift", "7-report"
 ROUNDTRIP = "3-roundtrip"
 """ID training images after their pass through the diffusion model's codec, for train.vae_roundtrip."""
-ID_FIELDS = ("id", "classes", "id_test", "id_val", "size", "seed")
+ID_FIELDS = ("id", "classes", "id_test", "id_val", "imbalance", "size", "seed")
 log = logging.getLogger("outskirts")
 
 

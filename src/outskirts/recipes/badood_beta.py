@@ -1,0 +1,22 @@
+"""The weight of Bad-OOD's outlier loss (beta, its Table 5) on the digits: the same outliers, lam = 0.1, 0.2, 0.5, 1 beside the quickstart's 2.5.
+
+outskirts run badood_beta --out runs/badood_beta
+"""
+
+from dataclasses import replace
+
+from outskirts.recipe import Recipe
+from outskirts.recipes import badood_digits
+
+BETAS = (0.1, 0.2, 0.5, 1.0)
+
+
+def recipe() -> Recipe:
+    weights = {f"beta {beta:g}": {"of": "badood", "train": {"lam": beta}} for beta in BETAS}
+    return replace(
+        badood_digits.recipe(),
+        name="badood_beta",
+        about="The weight of Bad-OOD's outlier loss (Table 5) on handwritten digits; the recipe's own is the quickstart's 2.5.",
+        methods=weights,
+        own=("badood", *weights),
+    )
