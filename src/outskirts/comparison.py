@@ -135,7 +135,8 @@ def made(methods: Sequence[str], recipe: Mapping) -> list[dict]:
             options = {} if given else recipe.get("synth_with") or {}
         else:
             text, options = "Gaussian noise" if m == NOISE else "not in the recipe", {}
-        if "filter" in entry or (m == first and "filter" in (recipe.get("stages") or ())):
+        keeps = (recipe.get("filter") or {}).get("band") == "none"  # of the recipe's own method, everything
+        if "filter" in entry or (m == first and "filter" in (recipe.get("stages") or ()) and not keeps):
             text += ", filtered"
             options = {**options, **{f"filter {k}": v for k, v in entry.get("filter", {}).items()}}
         out.append({"method": m, "outliers": text, "with": dict(options), "train": dict(entry.get("train", {}))})
