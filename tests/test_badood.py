@@ -13,8 +13,9 @@ from outskirts.models import Classifier
 from outskirts.nets import small_resnet
 from outskirts.store import Store
 from outskirts.synth import _ratio
-from outskirts.synth._artefact import artefacts
+from outskirts.synth._artefact import artefacts, generator_of
 from outskirts.synth._ratio import find_strengths, knn_distance
+from outskirts.synth._shared import to_uint8
 from outskirts.synth.badood import Synthesizer
 from tiny_decoders import tiny_kandinsky
 
@@ -91,6 +92,17 @@ def test_outliers_lie_as_far_as_the_ratio_says(latent):
         own = [o.notes["knn_ratio"] for o in outliers if o.request.dials["ratio"] == ratio]
         assert sum(own) / len(own) == pytest.approx(ratio, rel=0.08)
         assert len(own) == 80
+
+
+def test_a_class_conditional_model_is_asked_for_the_class_of_the_anchor(make):
+    synthesizer = make(class_conditional=True, strengths=(2.0,), draws=2, model_steps=60)
+    assert synthesizer.model.facts["classes"] == 3
+    requests = synthesizer.requests(6)
+    z = synthesizer.represent(requests, 2.0)
+    synthesizer.images_ = Images("shifted", TRAIN.classes, (TRAIN.labels + 1) % 3, TRAIN.pixels)
+    assert (synthesizer.represent(requests, 2.0) - z).norm(dim=1).min() > 1e-4
+    with pytest.raises(OutskirtsError, match="class_conditional, width and blocks are its own; leave them out"):
+        Synthesizer(representation="x", class_conditional=True)
 
 
 def test_random_steps_of_one_length_stay_nearer(make):
@@ -200,12 +212,14 @@ def test_traces_of_a_decoder_are_measured(classifier, caplog):
             return self.change(z.unflatten(1, (3, 8, 8)))
 
     options = {"batch_size": 16, "device": "cpu"}
-    perfect = artefacts(Fake(lambda x: x), VAL, classifier, 60, **options)
+    perfect, seen = artefacts(Fake(lambda x: x), VAL, classifier, 60, **options)
+    assert torch.equal(seen["real"], seen["decoded"])
     assert perfect["artefact_auroc"] == 0.5
     assert perfect["decoded_same"] == 1
     assert perfect["decoded_cosine"] == pytest.approx(1, abs=1e-4)
     assert not caplog.records
-    poor = artefacts(Fake(lambda x: x * 0.2 + 0.4), VAL, classifier, 60, **options)
+    poor, seen = artefacts(Fake(lambda x: x * 0.2 + 0.4), VAL, classifier, 60, **options)
+    assert seen["decoded"].float().std() < 0.3 * seen["real"].float().std()
     assert poor["artefact_probe_auroc"] > 0.9
     assert abs(poor["artefact_auroc"] - 0.5) > 0.1
     assert "tells decoded ID images from real ones" in caplog.text
@@ -218,6 +232,28 @@ def test_starting_from_the_anchor_stays_nearer_to_it(make):
         outliers = list(synthesizer(synthesizer.requests(8)))
         apart.append(sum((o.image.float() - TRAIN.pixels[o.request.source]).abs().mean() for o in outliers))
     assert apart[1] < 0.5 * apart[0]
+
+
+def test_a_control_is_the_anchor_decoded_and_nothing_is_searched_for(make, pictures, monkeypatch):
+    control = pictures.control().fit(TRAIN, pictures.classifier, val=VAL)
+    assert (control.guidance, control.knn_ratio, control.artefacts) == ("none", Synthesizer().knn_ratio, 0)
+    steered = make(decoder="small", strengths=(2.0,), form="adm", toward="id", **DECODER)
+    assert steered.control() == pictures.control()  # whatever guided the outliers
+    requests = pictures.requests(6, seed=4)
+    assert [(r.id, r.seed, r.source) for r in control.requests(6, seed=4)] == [
+        (r.id, r.seed, r.source) for r in requests
+    ]
+    z = torch.cat([control.decoder_.encode(TRAIN[r.source][0][None]) for r in requests])
+    made = list(control(control.requests(6, seed=4)))
+    generators = [generator_of(r.seed) for r in requests]
+    straight = to_uint8(control.decoder_.decode(z, generators))
+    assert (torch.stack([o.image for o in made]).int() - straight.int()).abs().max() <= 1
+    assert all(o.notes["anchor_distance"] == 0 for o in made)
+    assert not [k for k in control.state if k.startswith("ratio")]
+    assert control.shortened()[0].strengths == ()
+    with pytest.raises(OutskirtsError, match="decoder=none makes none an image; leave it out") as e:
+        Synthesizer(decoder="none").control()
+    assert "\n" not in str(e.value)
 
 
 def test_kandinsky_decodes_what_its_own_encoder_saw(classifier, tmp_path):
@@ -264,6 +300,8 @@ def test_estimates_train_a_few_steps(latent):
         ({"knn_ratio": (-1.0,)}, "numbers from 0"),
         ({"toward": "id"}, "give strengths"),
         ({"guidance": "noise", "draws": 4}, "leave form, toward and draws out"),
+        ({"guidance": "none", "strengths": (1.0,)}, "strengths steers a guidance; leave it out"),
+        ({"guidance": "none", "decoder": "none"}, "only decodes the anchors, and decoder=none does not"),
         ({"from_anchor": 0.5, "decoder": "none"}, "leave one of them out"),
         ({"draws": 0}, "draws is 0"),
         ({"artefacts": 3}, "10 or more images, or 0"),

@@ -42,6 +42,16 @@ def test_a_fresh_network_predicts_zero_and_reads_t_as_rcg_does():
     torch.testing.assert_close(net.frequencies(t), torch.cat([angle.cos(), angle.sin()], 1))
 
 
+def test_the_class_conditional_network_reads_the_class_in_every_block():
+    with torch.device("meta"):
+        plain, given = (RDM(256, 1536, 12, classes).state_dict() for classes in (0, 1000))
+    more = {"labels.weight": (1000, 512)}
+    for i in range(12):
+        more |= {f"blocks.{i}.label.1.weight": (1536, 512), f"blocks.{i}.label.1.bias": (1536,)}
+    assert {k: tuple(v.shape) for k, v in given.items() if k not in plain} == more
+    assert all(given[k].shape == v.shape for k, v in plain.items())
+
+
 def test_the_schedule_is_diffusers_scaled_linear():
     from diffusers import DDIMScheduler
 
@@ -173,6 +183,30 @@ def test_a_training_that_was_stopped_ends_as_an_unbroken_one(tmp_path, monkeypat
 def test_a_loss_that_is_not_finite_is_one_line():
     with pytest.raises(OutskirtsError, match="not finite after step 2; lower"):
         fit_steps(torch.nn.Linear(1, 1), lambda m, g: m.weight.sum() * float("nan"), Steps(2, 0.1))
+
+
+def test_from_noise_alone_a_conditional_estimate_is_its_own_class_s_mean(tmp_path):
+    labels = torch.arange(400) % 2
+    x = 0.3 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([4.0, -2.0]) * (
+        2 * labels[:, None] - 1
+    )
+    settings = RepresentationSettings(width=32, blocks=1, steps=150, batch_size=64, lr=5e-3, ema=0.95)
+    model = fit_representation(x, Standard(2), settings, labels=labels, folder=tmp_path)
+    z = model.normalizer(x)
+    means = torch.stack([z[labels == y].mean(0) for y in (0, 1)])
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+    estimates = [model.predictor(noise, level(999), torch.tensor([y])).x0 for y in (0, 1)]
+    for y in (0, 1):
+        assert (torch.cdist(estimates[y], means).argmin(1) == y).all()
+    mixed = model.predictor(noise.repeat(2, 1), level(999), labels[:64]).x0.unflatten(
+        0, (2, 64)
+    )  # as with several draws
+    torch.testing.assert_close(mixed[0], mixed[1])
+    torch.testing.assert_close(mixed[0], torch.where(labels[:64, None] == 1, estimates[1], estimates[0]))
+    again = fit_representation(x, Standard(2), settings, labels=labels, folder=tmp_path)
+    assert torch.equal(again.predictor(noise, level(999), torch.tensor([1])).x0, estimates[1])
+    with pytest.raises(OutskirtsError, match="of 2 given classes, and here they are of none"):
+        model.load(next(tmp_path.iterdir()), Standard(2))
 
 
 # Bad input

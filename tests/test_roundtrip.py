@@ -60,15 +60,16 @@ def test_pixels_and_lossless_codecs_are_refused(digits, tmp_path):
         assert "\n" not in str(e.value)
 
 
-def test_both_keep_rows_and_labels_and_want_every_image(digits):
-    other = replace(digits, pixels=255 - digits.pixels, labels=torch.full((20,), -1), classes=[])
+def test_both_keep_rows_and_labels_and_want_classes(digits):
+    other = replace(digits, pixels=255 - digits.pixels, name="decoded").take(7)
     joined = both(digits, other)
     assert joined.classes == digits.classes
-    assert joined.labels.tolist() == digits.labels.tolist() * 2
+    assert joined.labels.tolist() == [*digits.labels.tolist(), *digits.labels[:7].tolist()]
     assert torch.equal(joined.pixels[:20], digits.pixels)
     assert torch.equal(joined.pixels[20:], other.pixels)
-    for wrong in (None, other.take(19)):
-        with pytest.raises(OutskirtsError, match="every one of the 20 ID training images") as e:
+    unknown = replace(other, labels=torch.full((7,), -1), classes=[])
+    for wrong, message in ((None, "got none"), (other.take(0), "got none"), (unknown, "need labels from 0 to 2")):
+        with pytest.raises(OutskirtsError, match=message) as e:
             both(digits, wrong)
         assert "\n" not in str(e.value)
 
@@ -82,7 +83,7 @@ def test_half_of_an_epoch_is_reconstructed_and_its_steps_are_as_many(digits, tmp
     seen = []
     original = module.augment
     monkeypatch.setattr(module, "augment", lambda images, *a: seen.append(images[:5]) or original(images, *a))
-    black = Images("black", [], torch.full((20,), -1), torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
+    black = Images("black", CLASSES, digits.labels, torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
     classifier = Classifier(small_resnet("resnet_tiny", 3), classes=CLASSES, size=(8, 8), source="resnet_tiny")
     settings = TrainSettings(
         vae_roundtrip=True, epochs=10, batch_size=5, outlier_batch_size=5, lr=1e-4, augment="none", loss="oe_uniform"

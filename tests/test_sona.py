@@ -71,6 +71,21 @@ def near(a, b):
     return (a.image.int() - b.image.int()).abs().max() <= 1
 
 
+def test_who_watches_sees_the_masks_of_every_step(make):
+    synthesizer, seen = make(start=(4, 4)), []
+    requests = synthesizer.requests(3)
+    _, outliers, guide = synthesizer.sample(requests, lambda level, found, m: seen.append((level.t, found.x0, m)))
+    assert [t for t, *_ in seen] == [level.t for level in synthesizer.levels[-4:]]
+    shares = torch.stack([torch.stack([x.double().mean((1, 2, 3)) for x in m[:2]], 1) for *_, m in seen]).mean(0)
+    told = torch.tensor([[f["mask_id"], f["mask_nuisance"]] for f in guide.facts()])
+    torch.testing.assert_close(shares, told.double(), atol=1e-4, rtol=0)
+    last = synthesizer.model.decode(seen[-1][1].clamp(-1, 1))
+    torch.testing.assert_close(outliers, last, atol=0.1, rtol=0)  # but for the noise level of the last step
+    plain, masks = make(start=(4, 4), global_guidance=True), []
+    plain.sample(requests[:1], lambda _level, _found, m: masks.append(m))
+    assert masks == [None] * 4
+
+
 # Requests
 
 

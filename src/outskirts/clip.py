@@ -1,6 +1,7 @@
 """CLIP as a classifier, `clip:FOLDER-or-ID[?template=the nice {}]`: an image is compared with the names of the classes.
 
-Models are transformers' CLIPModel, in its folder with safetensors weights, tokenizer and preprocessing. A saved classifier holds
+Models are transformers' CLIPModel, in its folder with safetensors weights, tokenizer and preprocessing; `random:clip` is a tiny one with
+random weights, for trying a chain out. A saved classifier holds
 the image side and the classes' text features; the text side is read again only where new words are to be embedded.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from outskirts.errors import OutskirtsError
 from outskirts.prompts import called, spoken
+from outskirts.random_components import place
 from outskirts.tensors import content_hash
 
 TEMPLATE = "the nice {}"
@@ -185,7 +187,7 @@ def _load(cls, name: str):
     logging.set_verbosity_error()  # a table of the weights that the other side has
     logging.disable_progress_bar()
     try:
-        model, info = cls.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        model, info = cls.from_pretrained(place(name), use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as e:
         raise _cannot(name, e) from e
     finally:
@@ -199,7 +201,7 @@ def _load(cls, name: str):
 
 def _part(cls, name: str):
     try:
-        return cls.from_pretrained(name)
+        return cls.from_pretrained(place(name))
     except (OSError, ValueError) as e:
         raise _cannot(name, e) from e
 

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from outskirts import calibration, calibration_sets, filter
+from outskirts import calibration, calibration_sets, filter, roundtrips
 from outskirts.checks import HASHED, pixel_hashes
 from outskirts.data import choose_classes
 from outskirts.errors import OutskirtsError
 from outskirts.filter_settings import FilterSettings
-from outskirts.images import Images
+from outskirts.images import Images, unlabelled
 from outskirts.methods import Method, methods
+from outskirts.metrics import ood_metrics
 from outskirts.outlier_sets import VERDICT, labels_of, made, store_of, take
 from outskirts.run import Run, Step, read_json, write_json
 from outskirts.scout import SCORES, fit_scouts, logits_of, scout_settings
 from outskirts.settings import as_plain
+from outskirts.synth._artefact import ARTEFACTS, SHOWS
+from outskirts.tensors import read
 
 FACTS, TWIN = "filter.json", "twin.json"
 WORDS = {
@@ -64,7 +67,7 @@ def scout(m: Method, run: Run, out: Path) -> None:
     r, s = run.recipe, m.filtered.settings
     options = {"folds": s.cross_fit, "seed": r.seed, "device": r.device, "progress": run.progress}
     settings = scout_settings(r.train, s.epochs)
-    fit_scouts(run.inputs.classifier(), run.inputs.parts, *made(run, m), out, settings, **options)
+    fit_scouts(run.inputs.classifier(), _parts(run, m), *made(run, m), out, settings, **options)
 
 
 def twin(m: Method, run: Run, out: Path) -> None:
@@ -78,7 +81,7 @@ def twin(m: Method, run: Run, out: Path) -> None:
             "take calibration=constructed"
         )
     options = {"device": r.device, "progress": run.progress}
-    known, unknown = _sides(run.inputs.parts, s)
+    known, unknown = _sides(_parts(run, m), s)
     gone = calibration_sets.classes_out(len(run.inputs.parts["train"].classes), s.classes_out)
     rows = [n for n, y in enumerate(labels_of(run, m, ids)) if y not in gone]
     fresh = fit_classifier(known["train"], known["val"], out / "classifier", r.fit_classifier, size=r.size, **options)
@@ -105,6 +108,11 @@ def verdict(m: Method, run: Run, out: Path) -> None:
         warnings.append(
             "the scout ended with less energy for outliers than for ID images: it may call ID-like what is far; try train.phi=monotone"
         )
+    if (traces := _traces(run, m, s)) is not None and traces > SHOWS:
+        warnings.append(
+            f"the scout tells decoded ID images from real ones with AUROC {traces:.2f}: its word may be on the decoder; train.vae_roundtrip=true "
+            "shows it decoded ID images"
+        )
     for line in warnings:
         log.warning("filter of %s: %s", m.label, line)
     columns |= {"p_id": [v if np.isfinite(v) else None for v in p_id.tolist()], **choice._asdict()}
@@ -114,6 +122,7 @@ def verdict(m: Method, run: Run, out: Path) -> None:
         keep, reason = [*choice.keep, *[False] * len(by_hand)], [*choice.reason, *by_hand.values()]
         store.select([*columns["id"], *by_hand], keep, reason, **extra)
     facts = {"method": m.label, "settings": as_plain(s), "ends": s.ends, "against": against(run, m), "reports": reports}
+    facts |= {} if traces is None else {"artefact_auroc": traces}
     facts |= {"counts": filter.counts(choice), "warnings": warnings, "p_id_val": p_val.tolist()}
     write_json(out / FACTS, facts)
     write_json(out / VERDICT, columns)
@@ -169,12 +178,33 @@ def _of_twin(folder: Path, s: FilterSettings) -> tuple[Float[np.ndarray, " N"], 
     return _logits(known[f"{s.score}_id"]), _logits(unknown[s.score])
 
 
+def _traces(run: Run, m: Method, s: FilterSettings) -> float | None:
+    """AUROC of the scout's score, held-out ID images that were only decoded against the same ones before; None where nothing is decoded."""
+    path = run.folder / m.store / ARTEFACTS
+    if not (m.store and path.is_file()):
+        return None
+    seen, found = read(path), []
+    for f in range(s.cross_fit):
+        folder = run.folder / m.filtered.scout / f"fold-{f}"
+        sides = (Images(k, [], unlabelled(len(seen[k])), seen[k]) for k in ("real", "decoded"))
+        u = [logits_of(folder, images, run.recipe.device)[s.score] for images in sides]
+        found.append(ood_metrics(*(-x for x in u))["auroc"])
+    return float(np.mean(found))
+
+
+def _parts(run: Run, m: Method) -> dict[str, Images]:
+    """The ID images of the run; with train.vae_roundtrip, those that went through what made the outliers of `m` too."""
+    if not run.recipe.train.vae_roundtrip:
+        return run.inputs.parts
+    return {**run.inputs.parts, "roundtrip": roundtrips.images(run, m, methods(run.recipe))}
+
+
 def _sides(parts: dict[str, Images], s: FilterSettings) -> tuple[dict[str, Images], Images]:
-    """(train and val of the classes that the twin knows, held-out images of the others, which nothing of it has seen)."""
+    """(train, val and roundtrip of the classes that the twin knows, held-out images of the others, which nothing of it has seen)."""
     K = len(parts["train"].classes)
     gone = calibration_sets.classes_out(K, s.classes_out)
     stay = ",".join(str(y) for y in range(K) if y not in gone)
-    known = {name: choose_classes(parts[name], stay) for name in ("train", "val")}
+    known = {name: choose_classes(parts[name], stay) for name in ("train", "val", "roundtrip") if name in parts}
     return known, choose_classes(parts["train"], ",".join(map(str, gone)))
 
 

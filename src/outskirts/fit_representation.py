@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from outskirts.averaged import Steps, done, fit_steps
@@ -65,11 +65,14 @@ def fit_representation(
     normalizer: nn.Module,
     settings: RepresentationSettings,
     *,
+    labels: Int64[Tensor, "N"] | None = None,
     folder: Path | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> Representation:
     """A Representation trained on the embeddings `x`, with `normalizer` fitted to those that are not held out.
+
+    With `labels`, from 0, it is conditional on them.
 
     In `folder` it lies under the hash of settings and embeddings: the same call again loads it, or continues it.
     """
@@ -79,22 +82,25 @@ def fit_representation(
     kind = type(normalizer).__name__, getattr(normalizer, "size", None), "norms" in normalizer.state_dict()
     data = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
     identity = {**asdict(settings), "width": width, "blocks": blocks, "normalizer": kind, "x": data}
+    classes = 0 if labels is None else int(labels.max()) + 1
+    identity |= {"labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest()} if classes else {}
     own = None if folder is None else folder / f"representation-{short_hash(identity)}"
     if own is not None and (own / CONFIG).exists():
-        return Representation.load(own, normalizer, device)
+        return Representation.load(own, normalizer, device, classes)
 
     normalizer = normalizer.fit(x[~apart]).to(device)
     z = normalizer(x.to(device))
-    train, held = z[~apart.to(device)], z[apart.to(device)]
+    y = None if labels is None else labels.to(device)
+    train, held = ((z[rows], None if y is None else y[rows]) for rows in (~apart.to(device), apart.to(device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = RDM(z.shape[1], width, blocks).to(device)
+        network = RDM(z.shape[1], width, blocks, classes).to(device)
     how = Steps(settings.steps, settings.lr, settings.ema, patience=5, seed=settings.seed)
     network, facts = fit_steps(
         network,
-        partial(_loss, train, settings.batch_size),
+        partial(_loss, *train, settings.batch_size),
         how,
-        check=_checker(held),
+        check=_checker(*held),
         folder=own,
         identity=identity,
         title="representation diffusion",
@@ -104,8 +110,9 @@ def fit_representation(
         "dim": z.shape[1],
         "width": width,
         "blocks": blocks,
-        "n_train": len(train),
-        "n_held_out": len(held),
+        **({"classes": classes} if classes else {}),
+        "n_train": len(train[0]),
+        "n_held_out": len(held[0]),
         **facts,
     }
     found = Representation(network, normalizer, facts)
@@ -115,24 +122,30 @@ def fit_representation(
     return found
 
 
-def _loss(z: Float[Tensor, "N d"], batch_size: int, network: nn.Module, g: torch.Generator) -> Float[Tensor, ""]:
+def _loss(
+    z: Float[Tensor, "N d"], y: Int64[Tensor, "N"] | None, batch_size: int, network: nn.Module, g: torch.Generator
+) -> Float[Tensor, ""]:
     rows, t = torch.randint(len(z), (batch_size,), generator=g), torch.randint(T, (batch_size,), generator=g)
     eps = torch.randn(batch_size, z.shape[1], generator=g).to(z)
-    return (network(_noised(z[rows.to(z.device)], t, eps), t.to(z.device)) - z[rows.to(z.device)]).square().mean()
+    z, y = (v if v is None else v[rows.to(v.device)] for v in (z, y))
+    return (network(_noised(z, t, eps), t.to(z.device), y) - z).square().mean()
 
 
-def _checker(held: Float[Tensor, "n d"], times: int = 8) -> Callable[[nn.Module], float]:
+def _checker(
+    held: Float[Tensor, "n d"], labels: Int64[Tensor, "n"] | None = None, times: int = 8
+) -> Callable[[nn.Module], float]:
     """The loss on held-out vectors, each at `times` levels with the same noise at every look."""
     g = torch.Generator().manual_seed(0)
-    z = held.repeat(times, 1)
+    z, y = held.repeat(times, 1), None if labels is None else labels.repeat(times)
     t = torch.arange(len(z)) * T // len(z)
     t = t[torch.randperm(len(z), generator=g)]
     z_t = _noised(z, t, torch.randn(z.shape, generator=g).to(z))
 
     @torch.no_grad()
     def check(network: nn.Module) -> float:
-        parts = zip(z_t.split(4096), t.to(z.device).split(4096), z.split(4096), strict=True)
-        return sum(float((network(a, at) - b).square().mean(1).sum()) for a, at, b in parts) / len(z)
+        parts = (slice(i, i + 4096) for i in range(0, len(z), 4096))
+        found = ((network(z_t[p], t[p].to(z.device), None if y is None else y[p]) - z[p]) for p in parts)
+        return sum(float(off.square().mean(1).sum()) for off in found) / len(z)
 
     return check
 

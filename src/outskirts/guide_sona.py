@@ -5,7 +5,7 @@ lies the semantics of the ID class, where it is small the nuisance. docs/papers/
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -33,6 +33,9 @@ class Masks(NamedTuple):
     s_id: Bool[Tensor, "B *S"]
     n_id: Bool[Tensor, "B *S"]
     s_ood: Bool[Tensor, "B *S"]
+
+
+Watch = Callable[[Level, Prediction, Masks | None], None]
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,24 @@ class Sona:
     """Predictor eps_null + s (D_ID + D_N + D_OOD) (SONA alg. 2) that keeps account of every sample.
 
     cond_id, cond_ood, null  conditions [B, ...] of `model`; cond_ood None writes no outside word in, and costs no rows.
+    watch                    is told every step's level, prediction and masks, None with global guidance: for pictures.
 
     Called with the first n of the B samples: samples may join late, see `diffuse.sample_from`. Each call is one network
     call of 3 n rows, 2 n without an outside word. After sampling, `facts` says what was done to each.
     """
 
-    def __init__(self, model: Model, cond_id: Tensor, cond_ood: Tensor | None, null: Tensor, terms: Terms):
+    def __init__(
+        self,
+        model: Model,
+        cond_id: Tensor,
+        cond_ood: Tensor | None,
+        null: Tensor,
+        terms: Terms,
+        watch: Watch | None = None,
+    ):
         if cond_ood is None and (terms.global_guidance or not (terms.use_id or terms.use_nuisance)):
             raise OutskirtsError("without an outside word only use_id and use_nuisance guide; leave one of them on")
-        self.model, self.terms = model, terms
+        self.model, self.terms, self.watch = model, terms, watch
         self.conditions = [c for c in (null, cond_id, cond_ood) if c is not None]
         self.has_word = cond_ood is not None
         B = len(null)
@@ -130,7 +142,7 @@ class Sona:
         if t.global_guidance:
             push = t.scale * psi_ood
             self._count(n, torch.full((n,), t.scale > 0), None)
-            return Prediction(x0 + push, eps + to_eps * push)
+            return self._told(level, Prediction(x0 + push, eps + to_eps * push), None)
         m = masks(psi_id, psi_ood, t.lam, t.scope)
         terms = torch.stack(deltas(psi_id, psi_ood, m, t.nuisance_filter))  # [3, n, *S]
         weight = self._weights(n).to(terms)
@@ -141,7 +153,7 @@ class Sona:
             push_eps = push_eps + extra
             push = push + (extra / to_eps if to_eps else 0.0)
         self._count(n, (weight > 0).any(0).cpu() & (t.scale > 0), m)
-        return Prediction(x0 + push, eps + push_eps)
+        return self._told(level, Prediction(x0 + push, eps + push_eps), m)
 
     def facts(self) -> list[dict]:
         """Of each sample: steps taken, steps guided, mean share of each region; `flag` where no step was guided."""
@@ -153,6 +165,11 @@ class Sona:
                 fact |= {"mask_id": round(s_id, 4), "mask_nuisance": round(n_id, 4)}
                 fact |= {"mask_ood": round(s_ood, 4)} if self.has_word and self.terms.use_ood else {}
             found.append(fact | ({} if guided else {"flag": "no guided step: an ID image, not an outlier"}))
+        return found
+
+    def _told(self, level: Level, found: Prediction, m: Masks | None) -> Prediction:
+        if self.watch is not None:
+            self.watch(level, found, m)
         return found
 
     def _on(self) -> list[int]:

@@ -12,7 +12,7 @@ from outskirts.data import load, require_labels, split
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
 from outskirts.imbalance import imbalanced
-from outskirts.load_diffusion import SHIPPED
+from outskirts.load_diffusion import located
 from outskirts.models import Classifier, check_classes, load_classifier
 from outskirts.recipe import Recipe, labelled
 from outskirts.stamp import folder_hashes, short_hash
@@ -124,8 +124,8 @@ class Inputs:
 
     @cached_property
     def _weights(self) -> dict[str, str]:
-        folder = next((p for p in (SHIPPED / self.diffusion, Path(self.diffusion)) if p.is_dir()), None)
-        diffusion = self.diffusion if folder is None else short_hash(folder_hashes(folder))
+        found = located(self.diffusion)
+        diffusion = short_hash(folder_hashes(found)) if isinstance(found, Path) else found
         return {"classifier": self.classifier().fingerprint(), "diffusion": diffusion}
 
     def describe(self, part: str) -> str:

@@ -11,6 +11,7 @@ from outskirts.codec import PatchPCA
 from outskirts.denoisers import LatentDiffusion, PixelDiffusion
 from outskirts.errors import OutskirtsError
 from outskirts.inpaint import CHANNELS, Inpainting
+from outskirts.random_components import place
 
 SHIPPED = Path(__file__).parent / "weights"
 """Models that come with the package: `digits`."""
@@ -26,12 +27,13 @@ def load_diffusion(
     image_size: int | None = None,
     checkpointing: bool = False,
 ) -> PixelDiffusion | LatentDiffusion:
-    """The diffusion model called `name`: `digits` (ships with the package), a diffusers folder, or a Hub id.
+    """The diffusion model called `name`: `digits` (ships with the package), a diffusers folder, or a Hub id; for trying a chain
+    out, random:inpaint and random:text2img, tiny and with random weights.
 
     Safetensors only: a pickle is refused. Latent models take tiny_vae (a folder or id such as madebyollin/taesd),
     image_size and checkpointing; a pixel model given them is an error.
     """
-    source = SHIPPED / name if name.isidentifier() and (SHIPPED / name).is_dir() else name
+    source = located(name)
     index = read_index(source, name)
     kwargs = {"precision": precision, "compile": compile}
     if "vae" in index:
@@ -42,11 +44,13 @@ def load_diffusion(
     if any(v is not None for v in given.values()):
         wrong = next(k for k, v in given.items() if v is not None)
         raise OutskirtsError(f"{wrong} was given, but {name!r} is a pixel model; only latent models take it")
-    return (
-        _load_pixel(Path(source), name, device, **kwargs)
-        if Path(source).is_dir()
-        else _load_pixel(source, name, device, **kwargs)
-    )
+    return _load_pixel(source, name, device, **kwargs)
+
+
+def located(name: str) -> Path | str:
+    """The folder of the diffusion model `name`, as a path; of one that is on the Hub, or nowhere, the name itself."""
+    folders = [SHIPPED / name] * name.isidentifier() + [Path(place(name))]
+    return next((f for f in folders if f.is_dir()), name)
 
 
 def _load_pixel(source, name: str, device: str, **kwargs) -> PixelDiffusion:

@@ -55,14 +55,17 @@ def paired(rows: Int64[Tensor, " b"], sources: Int64[Tensor, " m"]) -> Int64[Ten
 
 
 def both(train: Images, roundtrip: Images | None) -> Images:
-    """The ID images, then the same ones after their pass through a codec. Raises OutskirtsError unless there is one for each."""
-    if roundtrip is None or len(roundtrip) != len(train):
-        found = "none" if roundtrip is None else len(roundtrip)
+    """The ID images, then those that went through the codec or decoder of the outliers. Raises OutskirtsError for such without a class of `train`."""
+    if roundtrip is None or not len(roundtrip):
         raise OutskirtsError(
-            f"vae_roundtrip takes every one of the {len(train)} ID training images after its pass through the codec, and got {found}; give "
-            "roundtrip=Images, in the same order"
+            "vae_roundtrip takes ID training images after their pass through the codec or decoder of the outliers, and got none; give roundtrip=Images"
         )
-    return replace(joined([train, roundtrip]), name=train.name, classes=train.classes, labels=train.labels.repeat(2))
+    if not ((roundtrip.labels >= 0) & (roundtrip.labels < len(train.classes))).all():
+        raise OutskirtsError(
+            f"the images of vae_roundtrip need labels from 0 to {len(train.classes) - 1}, those of the ID images that they were; give them with their classes"
+        )
+    labels = torch.cat([train.labels, roundtrip.labels])
+    return replace(joined([train, roundtrip]), name=train.name, classes=train.classes, labels=labels)
 
 
 def mixed(

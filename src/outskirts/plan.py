@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from outskirts import roundtrips
 from outskirts.evaluate import collect
 from outskirts.fanout import batches
 from outskirts.filter_steps import check as check_filters
@@ -19,7 +20,7 @@ from outskirts.nets import small_resnet
 from outskirts.recipe import STAGES, Recipe
 from outskirts.run import Run, Step, changes, fields_of
 from outskirts.scout import scout_settings
-from outskirts.stages import ROUNDTRIP, check, trained_in
+from outskirts.stages import check, trained_in
 from outskirts.synthesis import BATCH, build
 from outskirts.train import steps_of
 
@@ -92,11 +93,12 @@ class _Trial:
         return f"{s.steps} steps of {s.batch_size}", s.steps * each
 
     def _synth(self, step: Step) -> tuple[str, float | None]:
-        r = self.recipe
-        if step.folder == ROUNDTRIP:
+        r, passed = self.recipe, roundtrips.needed(self.recipe, methods(self.recipe))
+        control = passed.get(step.folder) is not None
+        if step.folder == roundtrips.CODEC:
             name, options = "roundtrip", {}
         else:
-            m = next(m for m in methods(r) if m.store == step.folder and not m.shares)
+            m = passed.get(step.folder) or next(m for m in methods(r) if m.store == step.folder and not m.shares)
             name, options = m.synth, dict(m.options)
         defaults = {"diffusion": self.run.inputs.diffusion, "device": device(r.device)}
         if (
@@ -113,6 +115,8 @@ class _Trial:
         options |= {"strength": "literal"} if search else {}  # the search is told from its count, not made
         few = {p: spread(self.run.inputs.parts[p], TRIAL_IMAGES) for p in ("train", "val")}
         synthesizer = build(name, defaults, options)()
+        synthesizer = synthesizer.control() if control else synthesizer
+        synthesizer = getattr(synthesizer, "without_search", lambda s=synthesizer: s)()
         smallest = int(few["train"].labels.bincount().min())
         if (
             getattr(synthesizer, "k", 1) >= smallest
@@ -126,9 +130,11 @@ class _Trial:
         if hasattr(synthesizer, "shortened"):  # it trains models of its own: told from what four steps more take
             (more, _), (synthesizer, times) = synthesizer.shortened(8), synthesizer.shortened(4)
             fitting = times * max(0.0, fit(more, True) - fit(synthesizer, False))
+            fitting = 0.0 if control else fitting  # its models are there
         else:
             fitting = longer * fit(synthesizer, False)
-        n = self.n["train"] if step.folder == ROUNDTRIP else self.outliers or r.n_outliers  # as many as the first one's
+        n = self.outliers or r.n_outliers  # as many as the first one's
+        n = self.n["train"] if step.folder == roundtrips.CODEC else roundtrips.capped(n, self.run) if control else n
         requests = synthesizer.requests(n, seed=r.seed)
         size = getattr(synthesizer, "batch_size", BATCH)
         todo = batches(requests, size)
@@ -136,7 +142,8 @@ class _Trial:
         self.outliers = self.outliers or len(requests)
         scale = 1 if steps is None else steps / min(steps, TRIAL_STEPS)
         of = f", {steps} steps each" if steps else ""
-        text = f"{name}, {len(requests)} outliers in {len(todo)} batches{of}"
+        what = "ID images" if step.folder in passed else "outliers"
+        text = f"{name}, {len(requests)} {what} in {len(todo)} batches{of}"
         return text, fitting + scale * each * (len(todo) + search / size)
 
     def _train_scout(self, step: Step) -> tuple[str, float]:

@@ -23,6 +23,8 @@ T = 1000
 """Steps of the noise schedule; t and s count them."""
 TIME = 256
 """Width of what the network knows of t."""
+LABEL = 512
+"""Width of what a class-conditional network knows of the class."""
 CONFIG, WEIGHTS = "representation.json", "representation.safetensors"
 
 
@@ -99,35 +101,46 @@ class PerSample(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block of the RDM: h + W SiLU(LN(W' SiLU(LN(h)) + V SiLU(e))); its last layer starts at zero."""
+    """Residual block of the RDM: h + W SiLU(LN(W' SiLU(LN(h)) + V SiLU(e) [+ U SiLU(c)])); its last layer starts at zero."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, conditional: bool = False):
         super().__init__()
         self.first = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(TIME, width))
+        self.label = nn.Sequential(nn.SiLU(), nn.Linear(LABEL, width)) if conditional else None
         self.second = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), _zero(nn.Linear(width, width)))
 
-    def forward(self, h: Float[Tensor, "B W"], e: Float[Tensor, "B E"]) -> Float[Tensor, "B W"]:
-        return h + self.second(self.first(h) + self.time(e))
+    def forward(
+        self, h: Float[Tensor, "B W"], e: Float[Tensor, "B E"], c: Float[Tensor, "B C"] | None = None
+    ) -> Float[Tensor, "B W"]:
+        u = self.first(h) + self.time(e)
+        return h + self.second(u if c is None else u + self.label(c))
 
 
 class RDM(nn.Module):
-    """z_t [B, d] and t [B] -> z0 [B, d]. RCG's own has width 1536 and 12 blocks: 62.7 M parameters at d = 256."""
+    """z_t [B, d] and t [B] -> z0 [B, d]. RCG's own has width 1536 and 12 blocks: 62.7 M parameters at d = 256.
 
-    def __init__(self, dim: int, width: int, blocks: int):
+    With `classes`, as many, it is conditional on the label of each row.
+    """
+
+    def __init__(self, dim: int, width: int, blocks: int, classes: int = 0):
         super().__init__()
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
         self.frequencies = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimestepEmbedding(width, TIME)
         self.enter = nn.Linear(dim, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.labels = nn.Embedding(classes, LABEL) if classes else None
+        self.blocks = nn.ModuleList(Block(width, classes > 0) for _ in range(blocks))
         self.leave = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.SiLU(), _zero(nn.Linear(width, dim)))
 
-    def forward(self, z: Float[Tensor, "B d"], t: Int[Tensor, "B"]) -> Float[Tensor, "B d"]:
+    def forward(
+        self, z: Float[Tensor, "B d"], t: Int[Tensor, "B"], y: Int[Tensor, "B"] | None = None
+    ) -> Float[Tensor, "B d"]:
         e, h = self.time(self.frequencies(t).to(z)), self.enter(z)
+        c = None if self.labels is None else self.labels(y)
         for block in self.blocks:
-            h = block(h, e)
+            h = block(h, e, c)
         return self.leave(h)
 
 
@@ -140,9 +153,11 @@ class Representation:
     facts: dict
     """What it was trained on and how it came out; plain values."""
 
-    def predictor(self, z: Float[Tensor, "B c"], level: Level) -> Prediction:
+    def predictor(self, z: Float[Tensor, "B c"], level: Level, labels: Int[Tensor, "n"] | None = None) -> Prediction:
+        """The estimate; of a class-conditional network for the classes `labels` of the rows, again and again where there are more rows."""
         t = torch.full((len(z),), level.t, device=z.device)
-        return prediction(self.network(z, t), z, level, "sample")
+        y = None if labels is None else labels.to(z.device).repeat(len(z) // len(labels))
+        return prediction(self.network(z, t, y), z, level, "sample")
 
     def save(self, folder: Path) -> None:
         """Two safetensors-and-JSON files; the JSON is written last and says that it is whole."""
@@ -154,11 +169,11 @@ class Representation:
         write_json(folder / CONFIG, self.facts)
 
     @staticmethod
-    def load(folder: Path, normalizer: nn.Module, device="cpu") -> "Representation":
-        """The one in `folder`; `normalizer` is one of its kind, whose numbers are read. Raises OutskirtsError for other weights."""
+    def load(folder: Path, normalizer: nn.Module, device="cpu", classes: int = 0) -> "Representation":
+        """The one in `folder`; `normalizer` is one of its kind, whose numbers are read. Raises OutskirtsError for other weights, or classes."""
         try:
             facts = json.loads((folder / CONFIG).read_text())
-            sizes = facts["dim"], facts["width"], facts["blocks"]
+            sizes = facts["dim"], facts["width"], facts["blocks"], facts.get("classes", 0)
         except (OSError, ValueError, KeyError) as e:
             raise OutskirtsError(
                 f"{folder / CONFIG} cannot be read ({e}); remove the folder, and it is made again"
@@ -166,6 +181,10 @@ class Representation:
         if sizes[0] != normalizer.size:
             raise OutskirtsError(
                 f"{folder} models representations of {sizes[0]} dimensions, and here they have {normalizer.size}; it belongs to another encoder or decoder"
+            )
+        if sizes[3] != classes:
+            raise OutskirtsError(
+                f"{folder} models representations of {sizes[3] or 'no'} given classes, and here they are of {classes or 'none'}; give another one"
             )
         state, where = read(folder / WEIGHTS), folder / WEIGHTS
         network, own = (

@@ -33,8 +33,8 @@ Scored = Mapping[str, Float64[np.ndarray, " N"]]
 
 def scout_settings(settings: TrainSettings, epochs: int | None) -> TrainSettings:
     """How a scout is trained: as `settings` say, always with the energy-logistic loss, which learns phi; without pairs of outliers
-    and sources, and without a codec's passes of ID images."""
-    leave_out = dict.fromkeys(("mi", *MI_FIELDS, "vae_roundtrip"))
+    and sources."""
+    leave_out = dict.fromkeys(("mi", *MI_FIELDS))
     if settings.loss != "energy_logistic":  # lam belongs to its loss
         leave_out |= {"loss": "energy_logistic", "lam": TrainSettings.lam, **dict.fromkeys(LOSS_FIELDS)}
     return dataclasses.replace(settings, **leave_out, **({} if epochs is None else {"epochs": epochs}))
@@ -62,7 +62,8 @@ def fit_scouts(
     """Train `folds` scouts from `classifier` and write SCORES of each into `out`/fold-F; what is there is read, not made again.
 
     One scout scores what it was trained on; of several, each trains on the other parts and scores its own. `parts` are the ID
-    images train and val; val trains nothing. Like every training, a scout leaves a tenth of its outliers out: `apart`.
+    images train and val, and those of train.vae_roundtrip where it is set; val trains nothing. Like every training, a scout leaves
+    a tenth of its outliers out: `apart`.
     """
     if len(ids) < 2 * folds:
         raise OutskirtsError(
@@ -75,7 +76,8 @@ def fit_scouts(
             trains, scores = (fold != f, fold == f) if folds > 1 else (fold == 0, fold == 0)
             known = [i for i, t in zip(ids, trains.tolist(), strict=True) if t]
             mine, rest, _, apart = parted(known, take(found, trains))
-            train(classifier, parts["train"], mine, parts["val"], rest, folder, settings, seed, **options)
+            known = {"roundtrip": parts.get("roundtrip"), **options}
+            train(classifier, parts["train"], mine, parts["val"], rest, folder, settings, seed, **known)
             of_id = logits_of(folder, parts["val"], options.get("device"))
             of_outliers = logits_of(folder, take(found, scores), options.get("device"))
             of_apart = logits_of(folder, rest, options.get("device"))

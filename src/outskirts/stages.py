@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from outskirts import filter_steps
+from outskirts import filter_steps, roundtrips
 from outskirts.checks import enough_for, enough_for_scores, not_empty, of_codec, of_losses
 from outskirts.errors import OutskirtsError
 from outskirts.filtered import PARTS
 from outskirts.find import find
 from outskirts.inputs import CLASSIFIER, DIFFUSION, device
-from outskirts.load_diffusion import SHIPPED, read_index
+from outskirts.load_diffusion import located, read_index
 from outskirts.look import look
 from outskirts.methods import Method, methods
 from outskirts.models import load_classifier
@@ -24,12 +24,9 @@ from outskirts.outlier_sets import split_outliers as split_outliers
 from outskirts.recipe import Recipe
 from outskirts.run import DONE, Run, Step, read_json, settle
 from outskirts.shift_map import shift
-from outskirts.store import Store
 from outskirts.synthesis import build_for, synthesize
 
 TRAIN, BENCH, SHIFT, REPORT = "5-train", "6-bench", "6-shift", "7-report"
-ROUNDTRIP = "3-roundtrip"
-"""ID training images after their pass through the diffusion model's codec, for train.vae_roundtrip."""
 ID_FIELDS = ("id", "classes", "id_test", "id_val", "imbalance", "size", "seed")
 log = logging.getLogger("outskirts")
 
@@ -61,14 +58,14 @@ def steps(recipe: Recipe) -> list[Step]:
             model = diffusion if "diffusion" in m.fields else Source((), ())
             read_by = (*fields, "n_outliers", "recode", *m.fields)
             found.append(_step("synth", m.store, read_by, partial(_synth, m), data, classifier, model, budget))
-    passed = Source((), (ROUNDTRIP,)) if any(m.train.vae_roundtrip for m in every) else None
-    if passed:
-        found.append(
-            _step("synth", ROUNDTRIP, (*fields, "recode", "diffusion"), _roundtrip, data, classifier, diffusion)
-        )
+    for folder, maker in roundtrips.needed(recipe, every).items():
+        read_by = (*fields, "recode", *(("n_outliers", *maker.fields) if maker else ("diffusion",)))
+        by = _made_by(maker) if maker else diffusion
+        found.append(_step("synth", folder, read_by, partial(roundtrips.make, maker, every[0]), data, classifier, by))
     for part in PARTS:
         for m in (x for x in every if x.filtered and part in x.filtered.makes):
-            found.append(_step(*_filter_step(m, part, fields), data, classifier, *_filter_reads(m, part)))
+            also = _seen(m, every) if part != "verdict" and recipe.train.vae_roundtrip else []
+            found.append(_step(*_filter_step(m, part, fields), data, classifier, *_filter_reads(m, part), *also))
     for m in every if "train" in recipe.stages else ():
         settings = (
             *fields,
@@ -78,7 +75,7 @@ def steps(recipe: Recipe) -> list[Step]:
         )
         for seed in recipe.seeds:
             make = partial(_train, m, seed)
-            also = [passed] if m.train.vae_roundtrip else []
+            also = _seen(m, every) if m.train.vae_roundtrip else []
             found.append(_step("train", trained_in(m, seed), settings, make, data, classifier, _outliers_of(m), *also))
             read.append(found[-1].folder)
     bench = (
@@ -118,15 +115,17 @@ def check(run: Run, todo: Sequence[Step]) -> None:
     """Raise OutskirtsError for what would only fail in a later step of `todo`, where finding it early costs little."""
     r, stages = run.recipe, {step.stage for step in todo}
     makers = [(m.synth, m.options) for m in methods(r) if m.store and not m.shares]
-    makers += [("roundtrip", {})] if any(m.train.vae_roundtrip for m in methods(r)) else []
+    makers += [("roundtrip", {})] if roundtrips.CODEC in roundtrips.needed(r, methods(r)) else []
     if r.recode is not None and "synth" in stages:
         of_codec("recode", r.recode)
+    if "synth" in stages:
+        roundtrips.check(run, methods(r))
     for name, options in makers if "synth" in stages else ():
         synthesizer = build_for(run, name, options)()
         enough_for(name, synthesizer, run.inputs.parts["train"])
         model = getattr(synthesizer, "diffusion", None)
         if isinstance(model, str) and (r.diffusion != "fit" or model != run.inputs.diffusion):
-            index = read_index(SHIPPED / model if (SHIPPED / model).is_dir() else model, model)
+            index = read_index(located(model), model)
             getattr(synthesizer, "check", lambda *_: None)(index, run.inputs.parts["train"].classes)
     for m in (x for x in methods(r) if "train" in stages and x.train.mi is not None):
         if not m.store or "source" not in find("synth", m.synth).requires:
@@ -156,6 +155,11 @@ class Source(NamedTuple):
 
     images: tuple[str, ...]
     reads: tuple[str, ...]
+
+
+def _seen(m: Method, every: Sequence[Method]) -> list[Source]:
+    """ID images after their pass through what made the outliers of `m`."""
+    return [Source((), (roundtrips.folder_of(m, every),))]
 
 
 def _made_by(m: Method) -> Source:
@@ -225,10 +229,6 @@ def _synth(m: Method, run: Run, out: Path) -> None:
     synthesize(run, out, m.synth, m.options, n)
 
 
-def _roundtrip(run: Run, out: Path) -> None:
-    synthesize(run, out, "roundtrip", {}, None)
-
-
 def _train(m: Method, seed: int, run: Run, out: Path) -> None:
     from outskirts.train import train
 
@@ -236,7 +236,7 @@ def _train(m: Method, seed: int, run: Run, out: Path) -> None:
     options = {"device": run.recipe.device, "progress": run.progress, "sources": sources(run, m, ids)}
     classifier = run.inputs.classifier()
     if m.train.vae_roundtrip:
-        options["roundtrip"] = Store(run.folder / ROUNDTRIP / "store").images(classifier.size)[1]
+        options["roundtrip"] = roundtrips.images(run, m, methods(run.recipe))
     train(classifier, parts["train"], mine, parts["val"], apart, out, m.train, seed, **options)
 
 

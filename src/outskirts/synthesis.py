@@ -18,6 +18,8 @@ from outskirts.recode import recode
 from outskirts.run import Run, read_json, write_json
 from outskirts.settings import as_plain, field_types
 from outskirts.store import Store
+from outskirts.synth._artefact import ARTEFACTS
+from outskirts.tensors import write
 from outskirts.types import Outlier, Request
 
 BATCH = 64
@@ -29,10 +31,13 @@ MODELS = "3-models"
 log = logging.getLogger("outskirts")
 
 
-def synthesize(run: Run, out: Path, name: str, options: dict[str, Any], n: int | None) -> None:
-    """Fit the synthesizer `name`, record what it found in fit.json, and fill the store below `out`."""
+def synthesize(
+    run: Run, out: Path, name: str, options: Mapping[str, Any], n: int | None, *, control: bool = False
+) -> None:
+    """Fit the synthesizer `name`, record what it found in fit.json, and fill the store below `out`; with `control`, the one that it says by `control()`."""
     r, parts = run.recipe, run.inputs.parts
-    make = build_for(run, name, options)
+    built = build_for(run, name, options)
+    make = (lambda: built().control()) if control else built
 
     def fitted():
         classifier = run.inputs.classifier().frozen()
@@ -110,6 +115,8 @@ def fit(synthesizer, train: Images, val: Images, classifier, path: Path, recipe:
         state = getattr(fitted, "state", {})
         targets = {k: v for k, v in state.items() if isinstance(v, dict)}
         numbers = {k: v for k, v in state.items() if k not in targets}
+        if seen := getattr(fitted, "artefacts_", None):
+            write(path.parent / ARTEFACTS, seen)
         write_json(path, {**_settings(fitted, recipe), "targets": targets, "numbers": numbers})
     return fitted
 

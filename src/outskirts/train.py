@@ -64,7 +64,7 @@ def train(
     loss, loss_id, loss_ood, val_accuracy, lr) and `energy_check`: mean energies of `val` and `held_out_outliers` before
     and after, and `inverted`, true where outliers do not end with the higher energy; of loss=energy_margin, `margins` too. With
     settings.mi, which needs `sources`, the row of `train` that each outlier was made from, epochs have the facts of `Decoupling` too;
-    settings.vae_roundtrip needs `roundtrip`, `train` row by row after a pass through the codec of the outliers.
+    settings.vae_roundtrip needs `roundtrip`, images of `train` after a pass through the codec or decoder of the outliers, labelled as there.
 
     Depends on `seed` and nothing else that is random; stopped and called again with the same arguments it continues
     after the last whole epoch. `device` is `auto`, `cpu`, `cuda:1`, ..., `precision` `fp32` or `bf16`. Raises

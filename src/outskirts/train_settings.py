@@ -43,8 +43,9 @@ class TrainSettings:
     mi_pretrain: int | None = None
     """mi only: its steps before training, without which it bounds nothing; none: 200."""
     vae_roundtrip: bool | None = None
-    """ID images are also seen after a pass through the lossy codec of the run's diffusion model (its VAE, or patch codec), as outliers
-    are, in half of an epoch's places: what SONA's release does, so that the codec's traces are no mark of an outlier; none: no."""
+    """ID images are also seen as outliers come out, by their classes, so that no codec's or decoder's traces are the mark of an outlier:
+    all of them after the lossy codec of the run's diffusion model (its VAE, or patch codec: SONA's release), or the outliers' anchors,
+    decoded unguided, where the synthesizer has a decoder of its own (Bad-OOD). The scout of a filter sees them too; none: no."""
     mix: Literal["cutmix", "mixup"] | None = None
     """mixoe only: a box of the outlier pasted into the ID image, or a weighted mean; none: cutmix."""
     mix_beta: float | None = None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from outskirts.evaluate import collect
@@ -20,12 +20,16 @@ from outskirts.synth._shared import seed_of, to_uint8
 
 FOLDS = 5
 SHOWS = 0.75
-"""AUROC of the linear probe from which a warning is given."""
+"""AUROC of the linear probe, and of a scout, from which a warning is given."""
+ARTEFACTS = "artefacts.safetensors"
+"""Beside the store: what a scout of the outliers is shown."""
 log = logging.getLogger("outskirts")
 
 
-def artefacts(decoder, images: Images, classifier, n: int, *, batch_size: int, device) -> dict[str, Any]:
-    """What tells `n` of `images` from themselves after encode and decode, unperturbed.
+def artefacts(
+    decoder, images: Images, classifier, n: int, *, batch_size: int, device
+) -> tuple[dict[str, Any], dict[str, UInt8[Tensor, "n 3 H W"]]]:
+    """What tells `n` of `images` from themselves after encode and decode, unperturbed; and the two, `real` and `decoded`.
 
     artefact_auroc        of the classifier's energy, decoded images as OOD; 0.5: as good as real
     artefact_probe_auroc  of a linear probe on the classifier's features, cross-validated by pairs: what a detector could learn
@@ -58,7 +62,7 @@ def artefacts(decoder, images: Images, classifier, n: int, *, batch_size: int, d
             "unusual; train the decoder longer, or take decoder=none",
             found["artefact_probe_auroc"],
         )
-    return found
+    return found, {"real": to_uint8(pixels), "decoded": torch.cat(made)}
 
 
 def generator_of(seed: int) -> torch.Generator:

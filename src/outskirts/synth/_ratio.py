@@ -61,7 +61,7 @@ def settle(synthesizer, z_val: Float[Tensor, "n d"] | None, rows: Int[Tensor, "m
 
     unguided = ratio(0.0)
     found = {"knn_reference": reference, "unguided_ratio": unguided}
-    if synthesizer.strengths:
+    if synthesizer.strengths or synthesizer.guidance == "none":
         return found
     return found | find_strengths(ratio, synthesizer.knn_ratio, 0.1 * reference, unguided)
 

@@ -7,6 +7,7 @@ images without a GPU. docs/papers/badood.md maps equations to symbols and lists 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from outskirts.data import require_labels
 from outskirts.decoder_small import fit_small
 from outskirts.decoders import NONE, SMALL, load_space
 from outskirts.diffuse import Noise, sample
@@ -26,8 +28,9 @@ from outskirts.recipe import DiffusionSettings
 from outskirts.representation import Representation, level, levels
 from outskirts.scores._shared import head_of
 from outskirts.settings import check_above, check_at_least, check_at_most, check_types
-from outskirts.synth._artefact import artefacts, generator_of
-from outskirts.synth._ratio import knn_distance, settle
+from outskirts.synth._artefact import generator_of
+from outskirts.synth._badood import check, found, unset
+from outskirts.synth._ratio import knn_distance
 from outskirts.synth._shared import as_outliers, feature_outliers, from_sources, pixels_of
 from outskirts.tensors import content_hash
 from outskirts.types import Outlier, Predictor, Request
@@ -49,8 +52,9 @@ class Synthesizer:
     strengths: tuple[float, ...] = ()
     """Instead of ratios: length of the guided path in units of z (form=unit), or the weight w. The paper's 0.025, 0.05, 0.075 for each of
     75 steps are 1.875, 3.75, 5.625 with n_steps=75."""
-    guidance: Literal["minority", "noise"] = "minority"
-    """noise: a random direction at each step instead, the baseline of Table 7."""
+    guidance: Literal["minority", "noise", "none"] = "minority"
+    """noise: a random direction at each step instead, the baseline of Table 7; none: anchors are only decoded, a control of what traces
+    of the decoder do."""
     toward: Literal["ood", "id"] = "ood"
     """Up the minority score or down it; down takes strengths."""
     form: Literal["unit", "adm", "sg_minority"] = "unit"
@@ -77,6 +81,8 @@ class Synthesizer:
     """Of the representation diffusion model; none, as for blocks: by the number of images."""
     blocks: int | None = None
     """Of the representation diffusion model."""
+    class_conditional: bool | None = None
+    """Whether it is conditional on the ID classes, and guided outliers on that of their anchor; none: no."""
     model_steps: int = 2000
     """Steps at most of its training, batches of 256."""
     decoder_steps: int = 1000
@@ -115,25 +121,7 @@ class Synthesizer:
         check_at_least(self, 0, "from_anchor", "artefacts")
         check_at_most(self, 1, "from_anchor")
         self.levels, self.second = levels(self.t, self.n_steps), level(self.s)
-        if 0 < self.artefacts < 10:
-            raise OutskirtsError(f"artefacts is {self.artefacts}; give 10 or more images, or 0 for no look")
-        for name in ("knn_ratio", "strengths"):
-            if not all(0 <= v < float("inf") for v in getattr(self, name)):
-                raise OutskirtsError(f"{name} is {getattr(self, name)!r}; give numbers from 0")
-        if not (self.knn_ratio or self.strengths):
-            raise OutskirtsError("knn_ratio and strengths are both empty; give one of them")
-        if self.toward == "id" and not self.strengths:
-            raise OutskirtsError("toward=id goes inwards, where no ratio is searched for; give strengths, e.g. 2")
-        if self.representation and (self.width or self.blocks):
-            raise OutskirtsError(
-                "representation names a trained model, and width and blocks are its own; leave them out"
-            )
-        if self.guidance == "noise" and (self.form, self.toward, self.draws) != ("unit", "ood", 1):
-            raise OutskirtsError("guidance=noise has no score; leave form, toward and draws out")
-        if self.from_anchor and self.decoder != SMALL:
-            raise OutskirtsError(
-                f"from_anchor starts the small decoder, and decoder={self.decoder}; leave one of them out"
-            )
+        check(self)
 
     def fit(
         self,
@@ -168,7 +156,8 @@ class Synthesizer:
             self.model = Representation.load(Path(self.representation), normalizer, self.device)
         else:
             settings = RepresentationSettings(self.width, self.blocks, self.model_steps)
-            self.model = fit_representation(x, normalizer, settings, device=self.device, **where)
+            given = {"labels": require_labels(images).labels} if self.class_conditional else {}
+            self.model = fit_representation(x, normalizer, settings, device=self.device, **given, **where)
         with torch.no_grad():
             self.z_ = self.model.normalizer(x.to(self.device))
         if self.decoder == SMALL:
@@ -182,18 +171,29 @@ class Synthesizer:
                 f"the {changed[0]} is another one than that of the outliers here ({hashes[changed[0]]}, was {state.get(changed[0])}); "
                 "make them again with --redo synth"
             )
-        self.state = dict(state) if state else hashes | self._found(val, where)
+        self.state = dict(state) if state else hashes | found(self, val, where)
         return self
 
     def shortened(self, steps: int = 4) -> tuple["Synthesizer", float]:
         """(the same with `steps` of training and no search, how many times as long this one trains): for estimates of time."""
         decoder = max(1, round(self.decoder_steps * steps / self.model_steps))
-        few = {"model_steps": steps, "decoder_steps": decoder, "strengths": self.strengths or (1.0,), "artefacts": 0}
+        few = {"model_steps": steps, "decoder_steps": decoder, "artefacts": 0}
+        few |= {} if self.guidance == "none" else {"strengths": self.strengths or (1.0,)}
         return replace(self, **few), self.model_steps / steps
+
+    def control(self) -> "Synthesizer":
+        """The same, but that anchors are only decoded: the ID images of train.vae_roundtrip."""
+        if self.decoder == NONE:
+            raise OutskirtsError(
+                "train.vae_roundtrip passes ID images through the decoder of the outliers, and decoder=none makes none an image; leave it out, or "
+                "take a decoder"
+            )
+        return replace(self, **unset(self), guidance="none", artefacts=0)
 
     def requests(self, n: int | None = None, *, seed: int = 0) -> list[Request]:
         """`n` requests (one for each ID image) over the ID images in a seeded order, with ratios or strengths in turn."""
-        name, values = ("strength", self.strengths) if self.strengths else ("ratio", self.knn_ratio)
+        strengths = (0.0,) if self.guidance == "none" else self.strengths
+        name, values = ("strength", strengths) if strengths else ("ratio", self.knn_ratio)
         found = from_sources(self.images_, len(self.images_) if n is None else n, seed)
         return [replace(r, dials={name: values[i % len(values)]}) for i, r in enumerate(found)]
 
@@ -227,18 +227,21 @@ class Synthesizer:
             yield outlier if "failed" in outlier.notes else replace(outlier, notes={**outlier.notes, **more})
 
     def represent(self, requests: Sequence[Request], strengths: float | Float[Tensor, "B"]) -> Float[Tensor, "B c"]:
-        """z of each request: its anchor noised to t and walked back under guidance of the given strength."""
+        """z of each request: its anchor noised to t and walked back under guidance of the given strength; without guidance, its anchor."""
+        if self.guidance == "none":
+            return self.z_[[r.source for r in requests]]
         noise = Noise([r.seed for r in requests], self.z_.shape[1:], self.z_.device)
         start, abar = self.z_[[r.source for r in requests]], self.levels[0].abar
         x = abar**0.5 * start + (1 - abar) ** 0.5 * noise()
-        return sample(self._guided(strengths, noise), x, self.levels)
+        of = {"labels": self.images_.labels[[r.source for r in requests]]} if self.class_conditional else {}
+        return sample(self._guided(partial(self.model.predictor, **of), strengths, noise), x, self.levels)
 
-    def _guided(self, strengths: float | Tensor, noise: Noise) -> Predictor:
+    def _guided(self, predictor: Predictor, strengths: float | Tensor, noise: Noise) -> Predictor:
         if self.guidance == "noise":
-            return jitter(self.model.predictor, strength=strengths, noise=noise)
+            return jitter(predictor, strength=strengths, noise=noise)
         sign = 1.0 if self.toward == "ood" else -1.0
         options = {"form": self.form, "distance": self.distance, "draws": self.draws}
-        return minority(self.model.predictor, self.second, strength=sign * strengths, noise=noise, **options)
+        return minority(predictor, self.second, strength=sign * strengths, noise=noise, **options)
 
     def _strength(self, request: Request) -> float:
         dials = request.dials
@@ -252,22 +255,3 @@ class Synthesizer:
         sampling |= {} if self.guidance_scale is None else {"scale": self.guidance_scale}
         options = {"side": self.image_size, "device": self.device, **where, **sampling}
         return fit_small(self.images_, x, self.encoder_, self.model.normalizer, settings, **options)
-
-    def _found(self, val: Images | None, where: dict) -> dict[str, Any]:
-        """What the models are worth, what distances are measured by, and the strengths."""
-        normalizer, z_val = self.model.normalizer, None
-        if val is not None:
-            with torch.no_grad():
-                z_val = normalizer(embeddings(self.encoder_, val, **where).to(self.device))
-        found = {"dimensions": self.z_.shape[1], "explained": float(getattr(normalizer, "explained", 1.0))}
-        if not self.representation:
-            found |= {
-                "model_steps_taken": self.model.facts["steps"],
-                "held_out_loss": min(self.model.facts["held_out"]),
-            }
-        found |= settle(self, z_val, held_out(len(self.z_)).nonzero()[:, 0])
-        if self.decoder_ is not None and self.artefacts:
-            options = {"batch_size": self.batch_size, "device": self.device}
-            real = self.images_ if val is None else val
-            found |= artefacts(self.decoder_, real, self.classifier, self.artefacts, **options)
-        return found

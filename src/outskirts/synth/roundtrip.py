@@ -14,7 +14,7 @@ import torch
 from outskirts.data import require_labels
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
-from outskirts.load_diffusion import SHIPPED, load_diffusion
+from outskirts.load_diffusion import load_diffusion, located
 from outskirts.settings import check_above, check_types
 from outskirts.synth._shared import as_outliers, from_sources, pixels_of, seed_of
 from outskirts.types import Outlier, Request
@@ -41,8 +41,7 @@ class Synthesizer:
 
     def check(self, index: Mapping, classes: Sequence[str]) -> None:
         """Raises OutskirtsError where the model's `index`, or its folder, says that it has no codec, before anything is loaded."""
-        folder = SHIPPED / self.diffusion if (SHIPPED / self.diffusion).is_dir() else Path(self.diffusion)
-        if "vae" not in index and not (folder / "codec").is_dir():
+        if "vae" not in index and not (Path(located(self.diffusion)) / "codec").is_dir():
             raise OutskirtsError(no_codec(self.diffusion))
 
     def fit(self, images: Images, classifier=None, *, val: Images | None = None) -> "Synthesizer":

@@ -17,7 +17,7 @@ from outskirts.data import require_labels
 from outskirts.diffuse import PREDICTION_TYPES, Noise, sample_from
 from outskirts.errors import OutskirtsError
 from outskirts.guide import clip
-from outskirts.guide_sona import Sona, Terms, likeness
+from outskirts.guide_sona import Sona, Terms, Watch, likeness
 from outskirts.images import Images
 from outskirts.load_diffusion import load_diffusion
 from outskirts.prompts import called, candidates, clip_text, outside, ranked, spoken, word_list
@@ -148,21 +148,25 @@ class Synthesizer:
         """`n` (1000) requests over the ID images in a seeded order, each with its T and its words as dials."""
         return [self._request(r) for r in from_sources(self.images_, n, seed)]
 
-    @torch.no_grad()
     def __call__(self, requests: Sequence[Request]) -> Iterator[Outlier]:
-        model = self.model
         requests = sorted(requests, key=lambda r: (-r.dials["T"], r.id))  # late ones join those that began before
-        images = pixels_of(self.images_, [r.source for r in requests], model.image_size).to(model.device).float() / 255
-        x0 = torch.cat([model.encode(part) for part in images.split(ENCODED)])
-        guide = Sona(model, *self._conditions(requests), self._terms())
-        noise = Noise([r.seed for r in requests], model.shape, model.device)
-        steps = [r.dials["T"] for r in requests]
-        x0 = sample_from(clip(guide) if model.clips else guide, x0, noise(), self.levels, steps)
-        decoded = torch.cat([model.decode(part) for part in x0.split(ENCODED)])
+        images, decoded, guide = self.sample(requests)
         away = feature_distance(self.classifier, images, decoded)
         made = as_outliers(requests, decoded, self.classifier)
         for outlier, fact, how_far in zip(made, guide.facts(), away, strict=True):
             yield replace(outlier, notes={**outlier.notes, **fact, **how_far})
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request], watch: Watch | None = None) -> tuple[Tensor, Tensor, Sona]:
+        """(sources, outliers, the guide that kept account) of requests in falling order of T; images [B, 3, H, W] in [0, 1]."""
+        model = self.model
+        images = pixels_of(self.images_, [r.source for r in requests], model.image_size).to(model.device).float() / 255
+        x0 = torch.cat([model.encode(part) for part in images.split(ENCODED)])
+        guide = Sona(model, *self._conditions(requests), self._terms(), watch)
+        noise = Noise([r.seed for r in requests], model.shape, model.device)
+        steps = [r.dials["T"] for r in requests]
+        x0 = sample_from(clip(guide) if model.clips else guide, x0, noise(), self.levels, steps)
+        return images, torch.cat([model.decode(part) for part in x0.split(ENCODED)]), guide
 
     def _terms(self) -> Terms:
         return Terms(**{f.name: getattr(self, f.name) for f in fields(Terms)})

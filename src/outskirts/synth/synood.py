@@ -171,9 +171,9 @@ class Synthesizer:
             self.state["step"] = STEP if self.model.takes == "prompt" else self._best_step()
         return self
 
-    def shortened(self) -> tuple["Synthesizer", float]:
-        """For estimates of time, itself without the search for a step, which is as long as some 100 outliers; and how much longer it takes."""
-        return replace(self, step=self.step or STEP), 1.0
+    def without_search(self) -> "Synthesizer":
+        """For estimates of time, itself without the search for a step, which is as long as some 100 outliers."""
+        return replace(self, step=self.step or STEP)
 
     def requests(self, n: int | None = None, *, seed: int = 0) -> list[Request]:
         """`n` requests (one for each source) over the sources, the best of every class first, all of them before any one twice."""
