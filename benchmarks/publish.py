@@ -142,6 +142,8 @@ def table(path: Path, kind: str | None = None) -> str:
     facts = json.loads(path.read_text())
     if "summaries" in facts:
         return _best(facts) if kind == "best" else _comparison(facts, kind == "short")
+    if "judges" in facts:
+        return _why(facts)
     if "kind" in facts["rows"][0]:
         return _kinds(facts["rows"])
     rows = [r for r in facts["rows"] if r["set"] in GROUPS or r["group"] in GROUPS]
@@ -203,6 +205,22 @@ def _best(facts: dict) -> str:
         difference = f"{100 * r['diff']:+.1f} [{100 * r['lo']:+.1f}, {100 * r['hi']:+.1f}]"
         lines.append(f"| {name} | {r['score']} | {_interval(r['auroc'])} | {difference} |")
     return "\n".join(lines) + "\n"
+
+
+def _why(facts: dict) -> str:
+    """One thing changed at a time: AUROC by validation set, mean over seeds with the smallest and the largest."""
+    columns = [f"energy_{k}" for k in facts["judges"] if k != "val"] + ["energy_mean", "knn_mean"]
+    heads = [c.replace("_", ", ").replace("mean", "all") for c in columns]
+    lines = [f"| setting | {' | '.join(heads)} | ID accuracy |", "|" + "---|" * (len(heads) + 2)]
+    for line in facts["settings"]:
+        cells = [_spread(line[c]) for c in (*columns, "val_accuracy")]
+        lines.append(f"| {line['setting']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: float | list[float]) -> str:
+    values = [100 * v for v in (values if isinstance(values, list) else [values])]
+    return f"{mean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
 
 
 def _interval(cell: list | None) -> str:

@@ -64,7 +64,14 @@ def test_a_bench_alone_measures_folders_and_writes_the_page(pictures, tmp_path):
     row = next(r for r in found["rows"] if r["set"] == "near")
     assert (row["n_id"], row["n_ood"], row["group"]) == (2 * FEW, FEW, "near")
     assert found["warnings"] == []
-    assert found["differences"] == []
+    pairs = {(d["method"], d["baseline"], d["score"], d["baseline_score"]) for d in found["differences"]}
+    (pair,) = pairs  # the better score against the other one, on the same images
+    value = {r["score"]: r["auroc"] for r in found["rows"] if r["set"] == "mean-all"}
+    assert pair == ("plain", "plain", max(value, key=value.get), min(value, key=value.get))
+    d = next(d for d in found["differences"] if (d["set"], d["metric"]) == ("mean-all", "auroc"))
+    assert d["diff"] == pytest.approx(max(value.values()) - min(value.values()))
+    assert (d["verdict"] == "improves") == (d["lo"] > 0)
+    assert "holds the score" not in result.stderr  # no detector: too few images to set its threshold on
     assert "The classifier as it is tells ID from OOD best with" in page
     assert "Nothing was trained, and no outliers were made." in page
     for absent in (
@@ -87,6 +94,26 @@ def test_without_training_images_the_test_images_are_split_and_that_is_said(pict
     )
     assert warning in page
     assert {r["n_id"] for r in found["rows"]} == {12}
+
+
+def test_the_detector_holds_the_score_that_is_asked_for(pictures, tmp_path):
+    scores = ("--score", "energy", "--score", "msp", "--score", "knn", "score.knn.k=5", "id_val=digits[0-1]")
+    _, page, result = bench(pictures, tmp_path, *scores)
+    assert json.loads((tmp_path / "6-bench/detector/detector.json").read_text())["score"] == "energy"
+    assert "holds the score 'energy', the default: no test set chooses it" in result.stderr
+    _, page, result = bench(pictures, tmp_path, *scores, "detector_score=msp", "--redo", "bench")
+    assert json.loads((tmp_path / "6-bench/detector/detector.json").read_text())["score"] == "msp"
+    assert "holds the score 'msp', as detector_score says" in result.stderr
+    assert "detector_score=energy|knn" in result.stderr
+    assert "holds the MSP score, as detector_score says" in page
+    base = f"--classifier {pictures}/classifier --id {pictures}/test --far {pictures}/far --out {tmp_path}/b"
+    fields = "--score energy --score unified score.unified.mode=transductive score.unified.k=9"
+    for wanted, why in (("vim", "accepted: energy, unified"), ("unified", "images around it; accepted: energy")):
+        args = f"bench -q {base} {fields} detector_score={wanted}".split()
+        result = CliRunner().invoke(main, args)
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1
+        assert why in result.stderr
 
 
 def test_what_is_wrong_with_the_sets_is_on_the_page(pictures, tmp_path):
@@ -256,3 +283,75 @@ def test_a_score_that_cannot_be_fitted_is_left_out_by_name_and_costs_no_other(pi
     assert "'unified'" in line
     assert "needs outliers" in line
     assert "needs outliers" in page
+
+
+def test_a_score_that_cannot_look_at_images_is_left_out_by_name_and_costs_no_other(pictures, tmp_path):
+    found, page, _ = bench(
+        pictures, tmp_path, "--score", "energy", "--score", "rankfeat", "score.rankfeat.layers=nowhere"
+    )
+    assert all(r["auroc"] is not None for r in found["rows"] if r["score"] == "energy")
+    (why,) = {r["excluded"] for r in found["rows"] if r["score"] == "rankfeat" and r["set"] == "near"}
+    assert "no layer 'nowhere'" in why
+    assert "no layer 'nowhere'" in page
+
+
+def test_a_detector_of_pytorch_ood_that_is_not_taken_or_fails_costs_no_other(pictures, tmp_path):
+    labels = ("gram", "dice", "odin", "sparse")
+    words = [w for x in labels for w in ("--score", f"{x}=pytorch_ood")]
+    chosen = (
+        "score.gram.detector=Gram",
+        "score.dice.detector=DICE",
+        "score.odin.detector=ODIN",
+        "score.sparse.detector=DICE",
+    )
+    options = ('score.odin.options={"epsilon": 1}', 'score.sparse.options={"p": 0.5}')
+    found, page, _ = bench(pictures, tmp_path, *words, "--score", "energy", *chosen, *options)
+    why = {r["score"]: r.get("excluded") for r in found["rows"] if r["set"] == "near"}
+    assert why["energy"] is why["sparse"] is None
+    told = {
+        "gram": "pytorch-ood's Gram is not taken: it reads",
+        "dice": "needs the option 'p'",
+        "odin": "ODIN: TypeError",
+    }
+    for label, said in told.items():
+        assert said in why[label]
+        assert said in page
+        assert any(f"score '{label}'" in w and said in w for w in found["warnings"])
+
+
+def test_a_covariance_of_more_dimensions_than_images_is_warned_of_on_the_page(pictures, tmp_path):
+    found, page, _ = bench(pictures, tmp_path, "--score", "rmd", "--score", "energy", "fit_images=40")
+    (warning,) = found["warnings"]
+    assert re.match(
+        r"score\.rmd estimates a covariance of \d+ feature dimensions from 40 images of 2 classes, which span 38 ",
+        warning,
+    )
+    assert warning in page
+
+
+def test_what_a_command_needs_is_told_in_its_own_words(pictures, tmp_path):
+    few = tmp_path / "few"
+    for name in ("0", "1"):
+        (few / name).mkdir(parents=True)
+        for f in sorted((pictures / "train" / name).iterdir())[:8]:
+            (few / name / f.name).write_bytes(f.read_bytes())
+    train, test = ("--train", str(pictures / "train")), ("--id", str(pictures / "test"), "--far", str(pictures / "far"))
+    cases = [
+        ((*train, *test, "--near", "d/nope", "--score", "msp"), "no folder and no image set 'd/nope'"),
+        (
+            ("--train", str(few), *test, "--score", "msp"),
+            r"class '0' has 8 images, and 10 are needed, .* id_val=IMAGES",
+        ),
+        ((*train, *test, "--score", "unified", "score.unified.k=9"), "score.unified.mode=fixed score.unified.w=0.5"),
+        (
+            (*train, *test),
+            r"score\.knn\.k is 100 by default, but there are 8\d training images; .* e\.g\. score\.knn\.k=2\d,",
+        ),
+    ]
+    for words, told in cases:
+        result = CliRunner().invoke(
+            main, ["bench", "-q", "--out", str(tmp_path / "o"), "--classifier", str(pictures / "classifier"), *words]
+        )
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert re.search(told, result.stderr), result.stderr

@@ -1,13 +1,17 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from outskirts import benchmarks, imglist
+from outskirts import benchmarks, imglist, shelf
 from outskirts.benchmarks import APPROXIMATION, MATCHES, MISSING, ROLES
+from outskirts.cli import main
 from outskirts.errors import OutskirtsError
 from outskirts.find import find
 from outskirts.override import override
+from outskirts.pages import published_columns
 from outskirts.recipe import Recipe
 from pictures import folder
 
@@ -152,7 +156,8 @@ def test_what_is_missing_is_left_out_of_the_recipe_and_without_any_it_is_an_erro
     assert recipe.near == ()
     (tmp_path / "sea.txt").unlink()
     with pytest.raises(
-        OutskirtsError, match=r"near OOD 'cars' is missing: .*; to get it: draw it, or give another root"
+        OutskirtsError,
+        match=r"2 of 4 parts are missing below .*: cars, sea; near OOD 'cars' is missing: .*; to get it: draw it; .* --root DIR or benchmark=.*tiny\.json\?root=DIR",
     ):
         benchmarks.apply(Recipe("mine"), f"{own()}?root={tmp_path}")
 
@@ -164,7 +169,10 @@ def test_what_is_missing_is_left_out_of_the_recipe_and_without_any_it_is_an_erro
         ("cifar10?rot=x", "has the option 'rot'; it takes root=DIR and download=true"),
         ("cifar10?download=yes", "download is true or false"),
         ("nowhere.json", "cannot be read as a benchmark's manifest"),
-        ("cifar10?root=nowhere", r"ID test 'CIFAR-10 test' is missing: no nowhere/benchmark_imglist"),
+        (
+            "cifar10?root=nowhere",
+            r"10 of 10 parts .* below nowhere: CIFAR-10 train, .* ID test 'CIFAR-10 test' is missing: no nowhere/benchmark_imglist",
+        ),
     ],
 )
 def test_bad_names_are_one_line(text, error):
@@ -184,7 +192,9 @@ def test_manifests_hold_what_the_code_reads(name):
     assert {"id_test", "far"} <= {p["role"] for p in facts["parts"]}
     labels = [p["label"] for p in facts["parts"]]
     assert len(set(labels)) == len(labels)
-    if facts.get("published"):  # published rows stand beside ours where all that is tested is bound by a hash
+    if (
+        facts.get("published") and "Never a match" not in facts["about"]
+    ):  # rows stand beside ours where all is bound by a hash
         assert all(any(k.endswith("sha256") for k in p) for p in facts["parts"] if p["role"] in ("near", "far"))
     for p in facts["parts"]:
         for place in p["at"]:
@@ -193,6 +203,38 @@ def test_manifests_hold_what_the_code_reads(name):
         assert imglist.names_hash(names) == facts["classes"]["sha256"]
         assert len(names) == facts["classes"]["n"]
     assert all(s == MISSING for s, _ in states(name, "nowhere").values())
+    if not name.startswith("pack"):  # a command or an address, not a name alone
+        assert all(re.search(r"https?://|download=true", p["get"]) for p in facts["parts"])
+
+
+def test_openood_s_script_is_said_to_bring_what_it_brings():
+    for name in ("imagenet1k", "imagenet200", "imagenet100"):
+        get = {p["role"]: p["get"] for p in benchmarks.manifest(name)["parts"]}
+        assert get["id"].startswith("ILSVRC2012_img_train.tar from https://image-net.org/download-images")
+    get = {p["label"]: p["get"] for p in benchmarks.manifest("cifar10")["parts"]}
+    assert get["TinyImageNet"].endswith("--contents datasets --dataset_mode dataset --datasets tin --save_dir {root}")
+
+
+def test_a_benchmark_that_can_never_match_says_so_and_shows_its_published_rows(tmp_path):
+    folder(tmp_path / "places365", ["test_256"])
+    places = next(p for p in benchmarks.load("cifar100-papers", tmp_path).parts if p.label == "Places365")
+    assert str(places).startswith("approximation: the papers draw 2,000 images of Places365 and do not say which")
+    text = shelf.benchmark_text("cifar100-papers", ["root=nowhere"])
+    assert "Never a match as a whole" in text
+    assert "5 published rows" in text
+    # GOOD, Table 2
+    assert "GOOD (128 px) / unified, transductive (likely) †: AUROC 94.68, fpr95 as published 19.50" in text
+
+
+def test_show_takes_a_manifest_of_one_s_own(own, tmp_path):
+    for words in ([own(), f"root={tmp_path}"], [f"{own()}?root={tmp_path}"]):
+        result = CliRunner().invoke(main, ["show", *words])
+        assert result.exit_code == 0, result.output
+        assert "near OOD      cars" in result.stdout
+        assert "matches" in result.stdout
+    result = CliRunner().invoke(main, ["show", f"{tmp_path}/no.json"])
+    assert result.exit_code == 2
+    assert "cannot be read as a benchmark's manifest" in result.stderr
 
 
 def test_imagenet100_is_bound_to_the_list_of_dream_ood(tmp_path):
@@ -233,7 +275,12 @@ def test_published_rows_are_marked_and_have_their_source():
     ]
     assert all(r["published"] and "leaderboard" in r["source"] for r in rows)
     assert any(r["real_outliers"] for r in rows)
-    assert next(r for r in benchmarks.published("imagenet100") if r["training"] == "GOOD")["all_auroc"] == 0.963
+    good = {r["score"]: r for r in benchmarks.published("imagenet100") if r["training"] == "GOOD"}
+    assert {s: r["all_auroc"] for s, r in good.items()} == {"unified, transductive †": 0.963, "Energy": 0.9281}
+    assert "† GOOD's unified score reads its weight and range from the test set itself" in good["Energy"]["source"]
+    columns = published_columns(benchmarks.published("imagenet100"))
+    assert columns["all_fpr95_published"] == "fpr95 as published, all"
+    assert "all_fpr95_id" not in columns  # which class is positive is not certain
     assert benchmarks.published("imagenet200", "full-spectrum") != benchmarks.published("imagenet200")
     for name in ("imagenet200", "imagenet1k"):  # disputed: OpenOOD issue 307
         assert not [r for r in benchmarks.published(name) if r["score"] == "CombOOD"]

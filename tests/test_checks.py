@@ -1,7 +1,9 @@
+import re
+
 import pytest
 import torch
 
-from outskirts import checks
+from outskirts import checks, score_checks
 from outskirts.errors import OutskirtsError
 from outskirts.find import find
 from outskirts.images import Images
@@ -125,10 +127,48 @@ def test_sets_on_disk_are_compared_only_where_decoding_them_is_allowed(tmp_path)
 
 def test_a_neighbour_near_the_size_of_a_class_is_warned_of():
     bank = images(n=40, labels=torch.arange(40) // 30)  # 30 cats, 10 dogs
-    assert list(checks.of_neighbour("score.knn.k", 5, bank)) == []
-    (line,) = checks.of_neighbour("score.knn.k", 6, bank)
+    assert list(score_checks.of_neighbour("score.knn.k", 5, bank)) == []
+    (line,) = score_checks.of_neighbour("score.knn.k", 6, bank)
     assert line.startswith("score.knn.k is 6, and class 'dog' has 10 of the 40 images")
-    assert line.endswith("take 5 or less")
+    assert line.endswith("take 5 or less: score.knn.k=5")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        (
+            "rmd",
+            {},
+            r"a covariance of 64 feature dimensions from 56 images of 2 classes, which span 54 of them: .* 96 .* x\.shrinkage=0\.1",
+        ),
+        ("mahalanobis", {}, "from 56 images of 2 classes"),
+        ("mahalanobis", {"shrinkage": 0.1}, ""),
+        ("vim", {}, r"a subspace of 64 .* which span 56 of them: .* x\.d=7"),
+        ("pytorch_ood", {"detector": "RMD"}, "which span 54 of them"),
+        (
+            "pytorch_ood",
+            {"detector": "GMM"},
+            "from the 28 images of class 'cat', which span 27 of them: .* of each class",
+        ),
+        ("pytorch_ood", {"detector": "KNN"}, ""),
+        ("energy", {}, ""),
+    ],
+)
+def test_a_covariance_of_more_dimensions_than_images_is_warned_of_with_numbers(name, settings, told):
+    score = find("scores", name)(**settings)
+    found = list(score_checks.of_dimensions("x", score, torch.arange(56).numpy() % 2, ["cat", "dog"], 64))
+    assert len(found) == bool(told)
+    assert not told or re.search(told, found[0])
+    labels = torch.arange(400).numpy() % 2
+    assert list(score_checks.of_dimensions("x", score, labels, ["cat", "dog"], 64)) == []
+
+
+def test_a_default_that_finds_too_few_neighbours_names_the_value_to_set():
+    recipe, made = Recipe("a", scores=("near=knn",)), [("near", find("scores", "knn")())]
+    with pytest.raises(
+        OutskirtsError, match=r"score\.near\.k is 100 by default, but there are 40 .* e\.g\. score\.near\.k=10,"
+    ):
+        score_checks.enough_for_scores(recipe, made, TRAIN)
 
 
 def test_a_synthesizer_that_needs_more_neighbours_than_there_are_images_is_refused_before_it_is_fitted():

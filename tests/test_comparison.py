@@ -220,6 +220,61 @@ def test_what_is_transductive_or_misses_a_set_is_marked_and_never_the_best(run):
     assert text.count("VOS, kNN") == 1  # in the notes
 
 
+def test_only_what_may_be_bold_is_marked_for_the_script_that_makes_the_shown_best_bold(run):
+    _, text, facts = written(run)
+    fair = {(s["method"], s["score"]) for s in ranking.whole(facts["tables"])}
+    names = {f"{wording.label(m)} {wording.label(s)}": (m, s) for m, s in fair}
+    for name, _, row in rows_of_main(text):
+        assert len(re.findall(r'class="m m\d fair', row)) == (15 if name in names else 0), name
+        assert f'data-who="{name.rpartition(" ")[0]} with {name.rpartition(" ")[2]}"' in row
+    assert 'id="hidden-best"' in text
+
+
+def test_inverted_energies_are_one_line_per_method_and_marked_where_energy_ranks_them(run):
+    for key, seed, turned in (
+        ("vos", 0, True),
+        ("vos", 1, True),
+        ("vos", 2, False),
+        ("good-image", 0, False),
+        ("", 0, True),
+    ):
+        folder = run / "5-train" / key / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "log.json").write_text(json.dumps({"epochs": [], "energy_check": {"inverted": turned}}))
+    page, text, facts = written(run)
+    assert [(x["method"], x["seeds"], x["of"]) for x in facts["inverted"]] == [("good", 1, 1), ("vos", 2, 3)]
+    assert "VOS: after training, its held-out outliers have less energy than ID images in 2 of 3 seeds" in page.text
+    assert page.text.count("held-out outliers have less energy") == 2  # a line for each of two methods
+    assert "no score" not in page.text
+    assert "train.phi=monotone" in page.text
+    assert "The training of GOOD and VOS left energy pointing the wrong way on their own outliers" in page.text
+    marked = {name for name, _, row in rows_of_main(text) if ">inverted<" in row}
+    assert marked == {"GOOD energy", "VOS energy"}
+    best = max(
+        s["auroc"][0] for s in ranking.whole(facts["tables"]) if (s["method"], s["place"]) == ("vos", "mean-all")
+    )
+    assert facts["inverted"][1]["best"]["auroc"][0] == best
+
+
+def test_memory_is_what_a_step_added_and_has_no_bar_where_that_is_not_known(run):
+    page, text, _ = written(run)
+    costs = re.search(r'<section id="cost">.*?</section>', text, re.DOTALL)[0]
+    assert "memory added" not in costs
+    assert costs.count("<u>") == 2 * len(METHODS)  # times alone
+    assert "peaked at 1.50 to 1.50" in page.text
+
+    def measure(rows):
+        for i, m in enumerate(rows[:3]):
+            m |= {"train_start_gib": 1.0, "train_peak_gib": 1.0 + 0.25 * (i + 1)}
+
+    edit(run, "methods", measure)
+    _, text, _ = written(run)
+    costs = re.search(r'<section id="cost">.*?</section>', text, re.DOTALL)[0]
+    assert re.findall(r'data-v="([\d.]+)"><span>[\d.]+&nbsp;GiB <small>peak', costs) == ["0.25", "0.5", "0.75"]
+    assert costs.count('<i style="width:33.3%">') == 1
+    assert "<small>peak 1.50</small></td>" in costs  # of the method without a start: no bar
+
+
 def test_numbers_that_are_missing_are_named_and_do_not_stop_the_page(run):
     def forget(rows):
         for r in rows:
@@ -251,6 +306,48 @@ def test_a_bench_without_methods_compares_its_scores(tmp_path):
     assert [p["set"] for p in facts["roc"]] == list(comparison_run.SETS)
     assert "Compare its 2 scores" in (folder / "7-report/report.html").read_text(encoding="utf-8")
     assert facts["missing"] == [{"part": "example images of the test sets", "file": "6-bench/examples.npz"}]
+
+
+def test_scores_of_one_classifier_are_told_apart_by_paired_intervals_alone(tmp_path):
+    folder = comparison_run.make(tmp_path / "run", [], ["energy", "knn", "msp"], own=())
+    page, _, facts = written(folder)
+    assert "no paired differences between scores were computed" in page.text
+    first, close, far = (o["score"] for o in facts["standing"]["order"])
+
+    def compare(rows):
+        for other, diff in ((close, 0.01), (far, 0.04)):
+            pair = {"method": "plain", "baseline": "plain", "score": first, "baseline_score": other, "set": "mean-all"}
+            rows.append(pair | {"metric": "auroc", "diff": diff, "lo": diff - 0.02, "hi": diff + 0.02, "seeds": 1})
+
+    edit(folder, "differences", compare)
+    page, _, facts = written(folder)
+    assert [c["verdict"] for c in facts["standing"]["against"]] == ["no clear difference", "improves"]
+    told = f"These images do not tell it apart from {wording.label(close)}: the 95 % interval of the paired difference holds zero."
+    assert told in page.text
+    assert f"{wording.title(first)} against every other score, paired" in page.text
+    report = json.loads((folder / "7-report/report.json").read_text())["alone"]
+    assert (report["close"], report["paired"]) == ([close], 2)
+    assert "Ahead of the other 1 by" in Page((folder / "7-report/report.html").read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize("given", [None, "msp"])
+def test_the_page_says_which_score_the_detector_holds_and_what_it_reaches(tmp_path, given):
+    recipe = {"scores": ["knn", "energy", "msp"], "detector_score": given}
+    folder = comparison_run.make(tmp_path / "run", [], ["knn", "energy", "msp"], own=(), recipe=recipe)
+    held = given or "energy"
+    (folder / "6-bench/detector").mkdir()
+    (folder / "6-bench/detector/detector.json").write_text(json.dumps({"score": held}))
+    page, _, facts = written(folder)
+    value = {o["score"]: o["auroc"][0] for o in facts["standing"]["order"]}
+    best = facts["standing"]["best"]["score"]
+    report = Page((folder / "7-report/report.html").read_text(encoding="utf-8")).text
+    for text in (page.text, report):
+        assert f"holds the {wording.label(held)} score" in text.replace("  ", " ")
+        assert ("detector_score says" in text) == (given is not None)
+        assert "--redo bench detector_score=NAME" in text
+        said = f"On these test sets its AUROC is {wording.pct(value[held])}; {wording.label(best)} reaches {wording.pct(value[best])}."
+        assert (said in text) == (held != best)
+    assert facts["detectors"]["others"] == [s for s in recipe["scores"] if s != held]
 
 
 @pytest.mark.parametrize(("methods", "scores"), [(["good", "noise"], SCORES), ([], ["energy"])])

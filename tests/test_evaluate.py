@@ -342,7 +342,7 @@ def test_a_gain_that_depends_on_the_seed_is_no_claim():
 
 def test_the_rule_of_the_verdict_is_the_report_s(monkeypatch):
     seen = []
-    monkeypatch.setattr(verdict, "call", lambda *facts: seen.append(facts) or f"call {len(seen)}")
+    monkeypatch.setattr(verdict, "call", lambda *facts, trained: seen.append(facts) or f"call {len(seen)}")
     lines = compare(scored_by(), scored_by("good", 0, 0.2))
     assert [r["verdict"] for r in lines] == [f"call {i + 1}" for i in range(len(lines))]
     assert seen == [(r["metric"], r["lo"], r["hi"], r["seeds"]) for r in lines]

@@ -1,7 +1,12 @@
 """Every score that is found, on inputs at the edge: degenerate, extreme, too few; alone or in a batch; from a file."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from pytorch_ood import detector as po
+from pytorch_ood.api import Detector as Theirs
 from torch import nn
 
 from outskirts.detector import Detector
@@ -212,7 +217,6 @@ def test_what_a_network_lacks_is_told(resnet):
         ("gen", {"gamma": 0.0}, "above 0"),
         ("openmax", {"tail": 0}, "at least 1"),
         ("pytorch_ood", {"detector": "OpenMaxx"}, "did you mean 'OpenMax'"),
-        ("pytorch_ood", {"detector": "Gram"}, "reads more than"),
         ("pytorch_ood", {"detector": "MaxLogit", "fit_on": "test"}, "train, val"),
     ],
 )
@@ -220,6 +224,57 @@ def test_bad_settings(name, settings, told):
     with pytest.raises(OutskirtsError, match=told) as e:
         find("scores", name)(**settings)
     assert "\n" not in str(e.value)
+
+
+THEIRS = sorted(n for n, c in vars(po).items() if isinstance(c, type) and issubclass(c, Theirs))
+OPTIONS = {
+    "DICE": {"p": 0.5},
+    "ViM": {"d": 16},
+    "WeightedEBO": {"weights": [1.0, 0.5, 1.0, 2.0]},
+    "MCM": {"text_embeddings": torch.eye(64)[:4].tolist()},
+}
+
+
+@pytest.mark.parametrize("detector", THEIRS)
+def test_every_detector_of_pytorch_ood_scores_or_says_why_not(resnet, detector):
+    score = find("scores", "pytorch_ood")(detector, OPTIONS.get(detector, {}))
+    train = collect(resnet, images_of(80, 0), observers=[score])
+    if detector == "SHE":  # it wants a correct image of each class
+        rows = torch.arange(80) % 4
+        train = Outputs(nn.functional.one_hot(rows, 4).float(), resnet.head.weight[rows])
+    train = replace(train, labels=torch.arange(80) % 4)
+    if detector in ("Gram", "MahalanobisODIN", "MultiMahalanobis", "NACUE", "RankFeat"):
+        with pytest.raises(OutskirtsError, match=f"pytorch-ood's {detector} is not taken: ") as e:
+            fit_score(score, train, val=train, classifier=resnet)
+        assert "\n" not in str(e.value)
+        return
+    fit_score(score, train, val=train, classifier=resnet)
+    assert score(train).isfinite().all()
+    docs = (Path(__file__).parents[1] / "docs/interop.md").read_text(encoding="utf-8")
+    assert f"`{detector}`" in docs
+    if detector in OPTIONS:
+        with pytest.raises(OutskirtsError, match=rf"needs the option .{next(iter(OPTIONS[detector]))}.; give options="):
+            fit_score(find("scores", "pytorch_ood")(detector), train, val=train, classifier=resnet)
+
+
+def test_mcd_draws_its_dropout_in_the_same_pass_and_leaves_the_network_in_eval_mode():
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4))
+    c, images = Classifier(net, classes=list("abcd"), size=(8, 8)).frozen(), images_of(6, 1)
+    score = find("scores", "pytorch_ood")("MCD", {"samples": 4})
+    seen = collect(c, images, observers=[score])
+    assert not any(m.training for m in c.modules())
+    torch.manual_seed(0)
+    torch.testing.assert_close(score(seen), po.MCD(net, samples=4).predict(c.preprocess(images)))
+    torch.testing.assert_close(score(collect(c, images, observers=[score])), score(seen), atol=0, rtol=0)
+    assert score(seen).min() > 0
+
+
+def test_what_fails_while_images_are_looked_at_is_told_when_the_score_is_fitted(resnet):
+    score = find("scores", "pytorch_ood")("ODIN", {"epsilon": 0.1})
+    seen = labelled(collect(resnet, images_of(8, 0), observers=[score]))
+    for use in (lambda: fit_score(score, seen, classifier=resnet), lambda: score(seen)):
+        with pytest.raises(OutskirtsError, match=r"pytorch-ood's ODIN: TypeError: .*epsilon"):
+            use()
 
 
 def test_pytorch_ood_s_own_errors_are_one_line(resnet):

@@ -141,6 +141,22 @@ def test_labels_and_outliers_reach_the_scores_that_read_them(images):
     assert np.abs(one - other).max() > 1e-3
 
 
+def test_a_fit_warns_as_a_bench_does(images, caplog):
+    few, labels = images[:150], np.arange(200) % 3
+    for scorer, told in (("knn", "scorer.k is 100, and class"), (find("scores", "knn")(k=2), ""), ("mahalanobis", "")):
+        caplog.clear()
+        OutlierDetector(classifier(), scorer).fit(images, labels=labels)
+        assert [told in r.message for r in caplog.records] == [True] * bool(told)
+    OutlierDetector(classifier(), "rmd", keep=0.5).fit(few[:15], labels=np.arange(15) % 3)
+    assert "scorer estimates a covariance of 8 feature dimensions from 9 images of 3 classes" in caplog.text
+    pixels = torch.from_numpy(few)
+    shades = data.Images("x", list("abc"), torch.arange(150) % 3, pixels)
+    caplog.clear()
+    Detector.fit(classifier(), knn.Score(), shades, shades)
+    assert "score.k is 100, and class 'a' has 50" in caplog.text
+    assert "score.k=25" in caplog.text
+
+
 def test_around_a_detector_that_there_is(images, tmp_path):
     shades = data.Images("x", list("abc"), torch.arange(200) % 3, torch.from_numpy(images))
     train, held_out = data.split(shades, (0.5, 0.5))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from outskirts import bench_facts, ranking, verdict
+from outskirts import bench_facts, kept, ranking, verdict
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import Row, collect, compare, rows
@@ -43,9 +43,9 @@ def bench(run: Run, out: Path) -> None:
     benchmark, warnings = bench_facts.look(run)
     jobs = [(None, 0), *((m, seed) for m in every for seed in r.seeds)]
     found: dict[str, list[Scored]] = {}
-    kept = dict(enumerate(("detector-plain", "detector")[-len(jobs) :]))  # of the first two jobs, or of the only one
+    keep = dict(enumerate(("detector-plain", "detector")[-len(jobs) :]))  # of the first two jobs, or of the only one
     for i, (m, seed) in enumerate(track(jobs, "bench", show=run.progress)):
-        found.setdefault(m.label if m else PLAIN, []).extend(_part(run, out, m, seed, keep=kept.get(i)))
+        found.setdefault(m.label if m else PLAIN, []).extend(_part(run, out, m, seed, keep=keep.get(i)))
     scored = [s for group in found.values() for s in group]
     write_json(out / "rows.json", measured := rows(scored, missing=bench_facts.missing(benchmark)))
     if r.shifted:
@@ -68,7 +68,13 @@ def _differences(
     recipe: Recipe, every: list[Method], found: dict[str, list[Scored]], measured: list[Row]
 ) -> Iterator[Row]:
     """Each method against the plain classifier, and the compared ones against every baseline, by equal scores; then against the
-    best that these reach with any score, see `ranking.across`."""
+    best that these reach with any score, see `ranking.across`. Where nothing was trained, the best score against every other."""
+    if not every:
+        first, *rest = ranking.ranked(ranking.whole(verdict.summarise(measured))) or [None]
+        if rest:
+            pairs = [(s["score"], first["score"]) for s in rest]
+            yield from compare(found[PLAIN], found[PLAIN], pairs=pairs)
+        return
     own = recipe.own or tuple(m.label for m in every[:1])
     for m in every:
         yield from compare(found[PLAIN], found[m.label])
@@ -82,9 +88,11 @@ def _differences(
 
 
 def _cost(run: Run, m: Method) -> Row:
-    """What a method took: seconds, and memory of the process when it began and at its peak, of making its outliers and of one training."""
+    """What a method took: seconds, and memory of the process when it began and at its peak, of making its outliers and of one training,
+    the one in the middle by time: a single one may have been stopped, or had the machine to share."""
     done = {"synth": read_json(run.folder / m.store / DONE) if m.store else None}
-    done["train"] = read_json(run.folder / trained_in(m, run.recipe.seeds[0]) / DONE)
+    trainings = [read_json(run.folder / trained_in(m, seed) / DONE) for seed in run.recipe.seeds]
+    done["train"] = sorted(trainings, key=lambda d: d["seconds"])[(len(trainings) - 1) // 2]
     facts = {f"{stage}_{k}": d.get(k) for stage, d in done.items() if d for k in ("seconds", "peak_gib", "start_gib")}
     own = run.recipe.own or (methods(run.recipe)[0].label,)
     return {"method": m.label, "own": m.label in own, "synth": m.synth, "loss": m.train.loss, "outliers": len(outliers(run, m)[0]), **facts}  # fmt: skip
@@ -100,6 +108,8 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     classifier = trained(run, m, seed) if m else run.inputs.classifier()
     parts = run.inputs.parts
     made = dict(make_scores(r, (*r.scores, *(() if m else r.plain_scores))))
+    failed = dict(_blind(made, classifier, parts["val"]))
+    made = {label: s for label, s in made.items() if label not in failed}
     look = partial(collect, classifier, observers=made.values())
     bank = parts["train"] if r.fit_images is None else spread(parts["train"], r.fit_images)
     wanted = ("val", "test", *(["calibration"] if keep else []))  # the threshold is that of the detector that is kept
@@ -107,7 +117,7 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     sets = {label: (group, look(images)) for label, (group, images) in run.inputs.ood.items()}
     of = m or next(iter(methods(r)), None)
     apart = _outputs(classifier, split_outliers(run, of)[1]) if of and "train" in r.stages else None
-    scores, failed = {}, {}
+    scores = {}
     for label, s in made.items():
         try:
             scores[label] = fit_score(s, outputs["train"], val=outputs["val"], outliers=apart, classifier=classifier)
@@ -122,10 +132,18 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
         full = score_sets(scores, Outputs.cat(wide), labels, sets, method=method, seed=seed)
         _save(path.with_name(path.name.replace("part-", "wide-", 1)), full)
     if keep:
-        shared = {k: scores[k] for k, _ in map(labelled, r.scores) if k in scores}  # the same score before and after
-        _detector(classifier, shared if "train" in r.stages else scores, outputs["calibration"], out / keep)
+        _detector(classifier, scores, r, outputs["calibration"], out / keep)
     _save(path, scored)  # last: its presence says that this classifier's part is whole
     return scored
+
+
+def _blind(made: dict[str, Score], classifier, images: Images) -> Iterator[tuple[str, str]]:
+    """(label, why) of the scores that cannot look at images with this classifier, found on two of them before the pass over all."""
+    for label, s in made.items():
+        try:
+            collect(classifier, images.subset([0, 1]), observers=[s])
+        except OutskirtsError as e:
+            yield label, str(e)
 
 
 def make_scores(recipe: Recipe, wanted: Sequence[str] | None = None) -> Iterator[tuple[str, Score]]:
@@ -140,10 +158,14 @@ def make_scores(recipe: Recipe, wanted: Sequence[str] | None = None) -> Iterator
             ) from None
 
 
-def _detector(classifier, scores: dict[str, Score], calibration: Outputs, folder: Path) -> None:
-    """The detector of one classifier: with the energy, or the first score that answers for one image at a time."""
-    able = {k: s for k, s in scores.items() if not s.transductive and getattr(s, "mode", None) != "stream"}
-    label = "energy" if "energy" in able else next(iter(able), None)
+def _detector(classifier, scores: dict[str, Score], recipe: Recipe, calibration: Outputs, folder: Path) -> None:
+    """The detector of one classifier, with the score that `kept.choose` says; the same before and after training."""
+    able = {k: s for k, s in scores.items() if k in kept.labels(recipe)}
+    label = recipe.detector_score
+    if label is not None and label not in able:
+        log.warning("no %s was written: score %r, which detector_score names, could not be fitted", folder.name, label)
+        return
+    label = kept.choose(label, able)
     if label is None:
         log.warning("no %s was written: every score of the recipe depends on the whole test set", folder.name)
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from outskirts import benchmarks, checks, gallery, inspection
+from outskirts import benchmarks, checks, gallery, inspection, score_checks
 from outskirts.benchmarks import APPROXIMATION, MATCHES, MISSING, ROLES, Benchmark
 from outskirts.data import load
 from outskirts.find import find
@@ -41,6 +41,7 @@ def look(run: Run) -> tuple[Benchmark | None, list[str]]:
             )
     said += checks.warnings_of(_not_tested(run), parts["test"], run.inputs.ood, run.inputs.shifted)
     said += [line for label, images in trained_on(run) for line in checks.of_outliers(label, images, run.inputs.ood)]
+    said += _of_dimensions(run)
     said += [line for line in known if line not in said]
     for line in said:
         if line not in known:
@@ -51,16 +52,33 @@ def look(run: Run) -> tuple[Benchmark | None, list[str]]:
 def early(run: Run) -> list[str]:
     """What there is to warn of that can be told before anything is made, from what is in memory; the rest is told by `look`."""
     inputs, r = run.inputs, run.recipe
-    train, ood = inputs.parts["train"], {label: images for label, (_, images) in inputs.ood.items()}
+    ood = {label: images for label, (_, images) in inputs.ood.items()}
     said = checks.warnings_of(_not_tested(run), inputs.parts["test"], inputs.ood, inputs.shifted, decode=False)
     for label, images in trained_on(run) if checks.held(*ood.values()) else ():
         said += checks.of_outliers(label, images, inputs.ood) if checks.held(images) else []
-    bank = train if r.fit_images is None else spread(train, r.fit_images)
+    bank = _bank(run)
     for label, name in map(labelled, (*r.scores, *r.plain_scores)):
         if name in ("knn", "unified"):
             k = r.score_with.get(label, {}).get("k", find("scores", name).k)
-            said += checks.of_neighbour(f"score.{label}.k", k, bank)
+            said += score_checks.of_neighbour(f"score.{label}.k", k, bank)
     return said
+
+
+def _bank(run: Run) -> Images:
+    """The images that scores are fitted on."""
+    train, most = run.inputs.parts["train"], run.recipe.fit_images
+    return train if most is None else spread(train, most)
+
+
+def _of_dimensions(run: Run) -> list[str]:
+    """Scores that estimate more of the features than the images that they are fitted on can say; asks for the classifier."""
+    from outskirts.bench import make_scores  # it imports this module
+
+    bank, size = _bank(run), run.inputs.classifier().feature_dim
+    facts = (bank.labels.numpy(), bank.classes, size)
+    return [
+        line for label, s in make_scores(run.recipe) for line in score_checks.of_dimensions(f"score.{label}", s, *facts)
+    ]
 
 
 def _not_tested(run: Run) -> list[Images]:

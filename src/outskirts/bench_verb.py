@@ -42,6 +42,7 @@ TEXT = """Measure a recipe's classifiers, before and after outlier training; or 
 
     IMAGES are a folder, or an image set by name such as imglist:FILE or hf:ID, with LABEL= in front where it should be called
     something else. Without --train, some of the --id images are set apart to fit the scores on, and that is said.
+    The detector that is kept holds the energy score where it is measured, else the first one; detector_score=NAME says another.
     """  # fmt: skip
 SCORES = ("msp", "energy", "knn")
 

@@ -152,8 +152,11 @@ def apply(recipe: Recipe, text: str | None) -> Recipe:
     fields = found.fields()
     if fields["id"] is None or not (*fields["near"], *fields["far"]):
         part = next(p for p in found.missing if p.role == "id_test" or p.role in GROUPS)
+        name, absent = text.partition("?")[0], [p.label for p in found.missing]
         raise OutskirtsError(
-            f"benchmark {found.name}: {ROLES[part.role]} {part.label!r} is {part}, or give another root with {found.name}?root=DIR"
+            f"benchmark {found.name}: {len(absent)} of {len(found.parts)} parts are missing below {found.root}: {', '.join(absent)}; "
+            f"{ROLES[part.role]} {part.label!r} is {part}; `outskirts show {name} root={found.root}` says it of each; where they lie elsewhere, "
+            f"name that folder, with --benchmark {name} --root DIR or benchmark={name}?root=DIR"
         )
     return replace(recipe, benchmark=text, size=found.size or recipe.size, **fields)
 

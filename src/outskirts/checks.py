@@ -1,4 +1,4 @@
-"""What makes a benchmark say less than it seems to, in words: shared classes or images, sets that are too small, a k that is too large.
+"""What makes a benchmark say less than it seems to, in words: shared classes or images, sets that are too small.
 
 And what a training cannot do with the outliers of its method, said before these are made.
 """
@@ -13,15 +13,11 @@ from outskirts.errors import OutskirtsError
 from outskirts.find import find
 from outskirts.images import Images
 from outskirts.methods import Method
-from outskirts.recipe import Recipe, labelled
 
 NEEDED = 20
 """Images that a set needs: of fewer, 5 % are less than one image, so neither FPR95 nor a 95 % interval means much."""
 HASHED = 200_000
 """Images, of a set that is not held in memory, that are decoded to look for duplicates; a larger set is not looked at."""
-NEAR = 0.5
-"""Share of the smallest class from which on a k-th neighbour is warned of: on the digits kNN is at its best far below it, a little
-worse just above, and worse than guessing from one class size on (docs/papers/good.md, k)."""
 NAMED = 12
 """Classes that a warning lists."""
 
@@ -51,18 +47,6 @@ def held(*sets: Images) -> bool:
     return all(images.pixels is not None for images in sets)
 
 
-def of_neighbour(what: str, k: int, bank: Images) -> Iterator[str]:
-    """A k-th nearest neighbour that comes near the size of a class of `bank`, or goes beyond it."""
-    counts = np.bincount(bank.labels.numpy(), minlength=len(bank.classes))
-    smallest = int(counts.argmin())
-    n, name = int(counts[smallest]), bank.classes[smallest] if bank.classes else smallest
-    if k > NEAR * n:
-        yield (
-            f"{what} is {k}, and class {name!r} has {n} of the {len(bank):,} images among which neighbours are looked for: from the size of a "
-            f"class on the neighbour is one of another class; take {max(1, int(NEAR * n))} or less"
-        )
-
-
 def enough_for(name: str, synthesizer, train: Images) -> None:
     """Raise OutskirtsError where a synthesizer that looks for the k-th neighbour among the training images, or those of a class, finds fewer."""
     k, guided_by = getattr(synthesizer, "k", 0), getattr(synthesizer, "guidance", ())
@@ -89,17 +73,6 @@ def of_codec(what: str, codec: str) -> None:
         recode(torch.zeros(3, 16, 16, dtype=torch.uint8), codec)
     except OutskirtsError as e:
         raise OutskirtsError(f"{what}: {e}") from None
-
-
-def enough_for_scores(recipe: Recipe, scores: Iterable[tuple[str, object]], n: int) -> None:
-    """Raise OutskirtsError for a score that looks for the k-th of `n` neighbours and finds fewer."""
-    names = dict(map(labelled, (*recipe.scores, *recipe.plain_scores)))
-    for label, score in scores:
-        if names[label] in ("knn", "unified") and not 1 <= score.k <= n:
-            unset = "" if "k" in recipe.score_with.get(label, {}) else " by default"
-            raise OutskirtsError(
-                f"score.{label}.k is {score.k}{unset}, but there are {n} training images; give 1 to {n}, e.g. score.{label}.k={min(50, n)}"
-            )
 
 
 def of_losses(every: Iterable[Method]) -> Iterator[str]:

@@ -72,6 +72,10 @@ def _verb(name: str, until: str | None, text: str, options=()):
 
         run(chosen, folder, until=last, redo=redo, workers=workers, progress=not quiet)
         page = Path(folder) / "7-report" / "report.html"
+        if name in ("run", "bench"):
+            from outskirts.kept import line
+
+            click.echo(line(Path(folder)), nl=False, err=True)
         click.echo(page if last is None and page.is_file() else folder)
 
     command.__doc__ = text
@@ -188,11 +192,12 @@ def show(recipe, fields):
     outskirts show quickstart synth=noise
     outskirts show fit-diffusion channels=32,64
     outskirts show cifar10 root=data
+    outskirts show mine.json
     """
     from outskirts import benchmarks, shelf
     from outskirts.override import override
 
-    if recipe in benchmarks.names():
+    if (name := recipe.partition("?")[0]) in benchmarks.names() or name.endswith(".json"):
         text = shelf.benchmark_text(recipe, fields)
     elif recipe in shelf.VERBS:
         text = shelf.settings_text(recipe, fields)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from outskirts import pages, panels, ranking, verdict
+from outskirts.methods import key_of
 from outskirts.wording import NOISE, PLAIN, finite, label
 
 HOT = 6
@@ -25,7 +26,7 @@ def wanted(summaries: Sequence[Mapping]) -> bool:
 
 def gather(folder: Path, rows: Sequence[Mapping], shared: Mapping) -> dict:
     """Everything the page shows, as plain data; `shared` holds what the report has read: tables (every summary), differences,
-    recipe, stamp, title, warnings, benchmark, published, full_spectrum, missing."""
+    recipe, stamp, title, warnings, benchmark, published, full_spectrum, detectors, missing."""
     summaries, recipe = shared["tables"], shared["recipe"] or {}
     missing = list(shared["missing"])
     score = ranking.headline_score(summaries)
@@ -56,8 +57,11 @@ def gather(folder: Path, rows: Sequence[Mapping], shared: Mapping) -> dict:
         "distributions": panels.distributions(found, [s["place"] for s in sets]),
         "costs": costs,
         "made": made(methods, recipe),
-        "inverted": inverted(folder),
-        **{k: shared[k] for k in ("recipe", "stamp", "warnings", "benchmark", "published", "full_spectrum")},
+        "inverted": inverted(folder, methods, recipe, summaries),
+        **{
+            k: shared[k]
+            for k in ("recipe", "stamp", "warnings", "benchmark", "published", "full_spectrum", "detectors")
+        },
         "missing": missing,
     }
 
@@ -143,11 +147,23 @@ def made(methods: Sequence[str], recipe: Mapping) -> list[dict]:
     return out
 
 
-def inverted(folder: Path) -> list[str]:
-    """Trainings after which held-out outliers have less energy than ID images: folders below the run's."""
-    logs = [(p.parent, pages.read(p.parent, p.name, [], "")) for p in sorted((folder / "5-train").rglob("log.json"))]
-    checks = [(at, log.get("energy_check")) for at, log in logs if isinstance(log, dict)]
-    return [at.relative_to(folder).as_posix() for at, check in checks if check and check.get("inverted")]
+def inverted(folder: Path, methods: Sequence[str], recipe: Mapping, summaries: Sequence[Mapping]) -> list[dict]:
+    """The methods after whose training held-out outliers have less energy than ID images: in how many of their seeds, and the
+    score by which each has the highest mean AUROC over all sets."""
+    seeds: dict[str, list[bool]] = {}
+    for path in sorted((folder / "5-train").rglob("log.json")):
+        log = pages.read(path.parent, path.name, [], "")
+        check = log.get("energy_check") if isinstance(log, dict) else None
+        if check:
+            key = path.parent.parent.relative_to(folder / "5-train").as_posix()
+            seeds.setdefault(key, []).append(bool(check.get("inverted")))
+    named = {m: key_of(m) if m == NOISE or m in (recipe.get("methods") or {}) else "." for m in methods if m != PLAIN}
+    fair = ranking.whole(summaries)
+    return [
+        {"method": m, "seeds": sum(seeds[key]), "of": len(seeds[key]), "best": ranking.best_of(fair, [m])}
+        for m, key in named.items()
+        if any(seeds.get(key, ()))
+    ]
 
 
 def render(facts: Mapping) -> str:
@@ -173,8 +189,19 @@ def render(facts: Mapping) -> str:
         "best": verdict.best(fair),
         "forest": panels.forest(facts),
         "heat": panels.heat(facts, cells),
+        "memory_added": memory_added(facts["costs"] or []),
     }
     return pages.render("comparison.html.j2", facts, **words)
+
+
+def memory_added(costs: Sequence[Mapping]) -> dict[str, list[float | None]] | None:
+    """What making outliers (synth) and training added to the memory in use, GiB, for each line of methods.json; None where no line has both numbers."""
+    pairs = {
+        stage: [(c.get(f"{stage}_start_gib"), c.get(f"{stage}_peak_gib")) for c in costs]
+        for stage in ("synth", "train")
+    }
+    found = {k: [max(0.0, b - a) if finite(a) and finite(b) else None for a, b in v] for k, v in pairs.items()}
+    return found if any(x is not None for v in found.values() for x in v) else None
 
 
 def published_line(row: Mapping) -> dict:

@@ -55,8 +55,11 @@ def load(
     kind, rest, inside = _brackets(kind, rest)
     if kind not in READERS:
         known = [*READERS, *made.MADE]
-        hint = f"; a folder is written folder:{name}" if Path(name).is_dir() else did_you_mean(kind, known)
-        raise OutskirtsError(f"no image set {name!r}{hint}; known: {', '.join(known)}")
+        if Path(name).is_dir():
+            raise OutskirtsError(f"no image set {name!r}; a folder is written folder:{name}; known: {', '.join(known)}")
+        raise OutskirtsError(
+            f"no folder and no image set {name!r}{did_you_mean(kind, known)}; known sets: {', '.join(known)}"
+        )
     if not rest and kind != "digits":
         raise OutskirtsError(f"{name!r} names nothing; write {kind}:{READERS[kind].__doc__.split()[0]}")
     if inside and classes:
@@ -79,13 +82,8 @@ def choose_classes(images: Images, wanted: str) -> Images:
     labels = renumber[images.labels]
     rows = (labels != OOD).nonzero()[:, 0]
     part = images.subset(rows)
-    return Images(
-        f"{images.name}[{'!' * leave_out}{wanted}]",
-        [images.classes[c] for c in chosen],
-        labels[rows],
-        part.pixels,
-        part.files,
-    )
+    name, kept = f"{images.name}[{'!' * leave_out}{wanted}]", [images.classes[c] for c in chosen]
+    return Images(name, kept, labels[rows], part.pixels, part.files)
 
 
 def split(images: Images, fractions: Sequence[float], *, seed: int = 0) -> tuple[Images, ...]:

@@ -16,6 +16,7 @@ from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
 from outskirts.find import find
 from outskirts.models import Classifier, load_classifier
+from outskirts.score_checks import warn_of_fit
 from outskirts.scored import fit_score
 from outskirts.threshold import Threshold
 from outskirts.types import Score
@@ -88,6 +89,7 @@ class Detector:
             name: None if images is None else collect(classifier, images, batch_size=batch_size, observers=[score])
             for name, images in {"train": train, "val": val, "outliers": outliers, "held_out": held_out}.items()
         }
+        warn_of_fit("score", score, outputs["train"], classifier.classes)
         read = {name: outputs[name] for name in ("val", "outliers")}
         score = fit_score(score, outputs["train"], **read, classifier=classifier)
         return Detector(classifier, score, Threshold.from_id(score(outputs["held_out"]), keep))

@@ -133,7 +133,8 @@ def compare(
     `diff` is the mean over seeds of after - before. Its 95 % interval joins, in quadrature, the t interval over seeds
     (n - 1 degrees of freedom) and the bootstrap error over the test images, which all seeds share and which is paired. With
     one seed it is the interval over images alone, and `seeds` = 1 says so. `verdict` is "improves" or "worsens" only where
-    the interval excludes zero over two seeds or more, else "no clear difference".
+    the interval excludes zero over two seeds or more (between scores of the plain classifier, where nothing was trained: over
+    the images), else "no clear difference".
 
     `before` has the same seeds as `after`, or one for all of them (a classifier before outlier training). `pairs` lists
     (score before, score after); the default pairs every score with itself.
@@ -180,7 +181,7 @@ def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]
             over_seeds = stats.t.ppf(0.975, n - 1) * seeds.std(ddof=1) / n**0.5 if n > 1 else 0.0
             half = float(np.hypot(over_seeds, stats.norm.ppf(0.975) * images))
             lo, hi = max(-1.0, diff - half), min(1.0, diff + half)  # metrics are shares: no difference is larger
-            yield {
+            line = {
                 "method": first_a.method,
                 "baseline": first_b.method,
                 "score": first_a.score,
@@ -193,8 +194,8 @@ def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]
                 "hi": hi,
                 "seeds": n,
                 **({"n_excluded": len(out)} if label in MEANS else {}),
-                "verdict": verdict.call(m, lo, hi, n),
             }
+            yield line | {"verdict": verdict.call(m, lo, hi, n, trained=not verdict.as_it_is(line))}
 
 
 def _same_images(before: Sequence[Scored], after: Sequence[Scored], label: str) -> None:

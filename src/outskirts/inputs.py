@@ -1,10 +1,13 @@
 """What a recipe names: ID images in their parts, OOD test sets, classifier and diffusion model. Loaded once, when asked for."""
 
+import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from outskirts import images as image_sets
@@ -20,6 +23,8 @@ from outskirts.store import Store
 
 CLASSIFIER, DIFFUSION = "1-classifier", "2-diffusion"
 """Folders of a run."""
+CALIBRATION = (2 / 3, 1 / 3)
+"""Shares of the validation images that scores validate on, and that set the threshold."""
 
 
 class Inputs:
@@ -38,11 +43,13 @@ class Inputs:
         whole = self._sized(require_labels(load(r.id, classes=r.classes)))
         named = {part: self._named(part, whole) for part in ("val", "test") if getattr(r, f"id_{part}")}
         share = {p: f for p, f in (("val", 0.15), ("test", 0.2)) if p not in named}
-        parts = split(whole, [1 - sum(share.values()), *share.values()], seed=r.seed) if share else (whole,)
+        fractions = [1 - sum(share.values()), *share.values()]
+        _enough(r, named.get("val", whole), [] if "val" in named else fractions)
+        parts = split(whole, fractions, seed=r.seed) if share else (whole,)
         found = dict(zip(["train", *share], parts, strict=True)) | named
         if r.imbalance is not None:
             found["train"] = imbalanced(found["train"], r.imbalance, seed=r.seed)
-        val, calibration = split(found["val"], (2 / 3, 1 / 3), seed=r.seed)
+        val, calibration = split(found["val"], CALIBRATION, seed=r.seed)
         return found | {"val": val, "calibration": calibration}
 
     @cached_property
@@ -153,6 +160,39 @@ class Inputs:
         size = self.recipe.size
         fits = size is not None and len(images) * 3 * size[0] * size[1] <= image_sets.HOLD
         return images.resized(size) if fits else images
+
+
+def _enough(recipe: Recipe, images: Images, fractions: Sequence[float]) -> None:
+    """Raise OutskirtsError where a class has too few images for its parts: `fractions` of `images`, of which the second validates; none: all do."""
+    counts = images.labels[images.labels >= 0].bincount()
+    few = [y for y, n in enumerate(counts.tolist()) if n and not _divides(n, fractions)]
+    if not few:
+        return
+    n = int(counts[few[0]])
+    needed = next(m for m in itertools.count(n) if all(_divides(x, fractions) for x in range(m, m + 20)))
+    who = f"{images.name}: class {images.classes[few[0]]!r} has {n} image{'s' * (n > 1)}"
+    if not fractions:
+        raise OutskirtsError(
+            f"{who}, and id_val needs {needed} of each: to validate, and to set the threshold; give more images"
+        )
+    shares = [
+        f"{100 * f:.0f} % {what}"
+        for f, what in zip(fractions, ("to fit", "for validation and the threshold", "to test"), strict=False)
+    ]
+    fields = "id_val=IMAGES" + (" and id_test=IMAGES" if len(fractions) > 2 else "")
+    raise OutskirtsError(
+        f"{who}, and {needed} are needed, for they are divided: {', '.join(shares)}; give more images, or others for these parts with {fields}"
+    )
+
+
+def _divides(n: int, fractions: Sequence[float]) -> bool:
+    """Does each part get an image of a class of n, and validation one for each of its own two parts?"""
+    sizes = _sizes(n, fractions) if fractions else [n]
+    return min(sizes) > 0 and min(_sizes(sizes[1] if fractions else n, CALIBRATION)) > 0
+
+
+def _sizes(n: int, fractions: Sequence[float]) -> list[int]:
+    return np.diff(np.round(np.cumsum(fractions) * n).astype(int), prepend=0).tolist()  # as `split` does it
 
 
 def _numbered(images: Images) -> bool:

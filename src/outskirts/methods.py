@@ -74,6 +74,11 @@ def methods(recipe: Recipe) -> list[Method]:
     return list(plan((m, filters.get(m.label)) for m in found))
 
 
+def key_of(label: str) -> str:
+    """The part of folders' names that stands for an entry of `Recipe.methods`."""
+    return re.sub(r"\W+", "-", label).strip("-").lower()
+
+
 def _unpaired(train: TrainSettings) -> TrainSettings:
     """The same training for outliers that no ID image is the source of."""
     return dataclasses.replace(train, **dict.fromkeys(("mi", *MI_FIELDS)))
@@ -94,10 +99,7 @@ def _method(label: str, entry: Mapping[str, Any], recipe: Recipe, before: list[M
         raise OutskirtsError(
             f"{where} must say one of synth (and `with`), outliers, of; it says {', '.join(entry) or 'nothing'}"
         )
-    train, key = (
-        _changed(recipe.train, as_values(entry.get("train", {})), where, "train"),
-        re.sub(r"\W+", "-", label).strip("-").lower(),
-    )
+    train, key = _changed(recipe.train, as_values(entry.get("train", {})), where, "train"), key_of(label)
     if "of" in entry:
         shared = next((m for m in before if m.label == entry["of"]), None)
         if shared is None:

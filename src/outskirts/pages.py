@@ -92,5 +92,7 @@ def _environment():
 
 def published_columns(rows: Sequence[Mapping]) -> dict[str, str]:
     """The metrics that published rows have, in words."""
-    known = {f"{g}_{m}": f"{wording.label(m)}, {g}" for g in ("near", "far", "all") for m in verdict.METRICS}
+    groups = ("near", "far", "all")
+    known = {f"{g}_{m}": f"{wording.label(m)}, {g}" for g in groups for m in verdict.METRICS}
+    known |= {f"{g}_fpr95_published": f"fpr95 as published, {g}" for g in groups}
     return {k: v for k, v in {**known, "id_accuracy": "ID accuracy"}.items() if any(k in r for r in rows)}

@@ -15,6 +15,7 @@ from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
 from outskirts.find import find
 from outskirts.models import Classifier
+from outskirts.score_checks import warn_of_fit
 from outskirts.scored import fit_score
 from outskirts.scores._shared import Unfitted
 from outskirts.types import Outputs, Score
@@ -52,6 +53,7 @@ class ScoreDetector(Detector):
         train = self._outputs(data_loader)
         held_out = None if val is None else self._outputs(val)
         beyond = None if outliers is None else self._outputs(outliers, every=True)
+        warn_of_fit("score", self.score, train, self.model.classes)
         fit_score(self.score, train, val=held_out, outliers=beyond, classifier=self.model)
         return self
 

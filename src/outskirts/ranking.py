@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from outskirts.verdict import MEANS, METRICS, SAY, points
+from outskirts.verdict import MEANS, METRICS, SAY, as_it_is, points
 from outskirts.wording import NOISE, PLAIN, label, pct
 
 ALL = "mean-all"
@@ -65,15 +65,45 @@ def ahead(summaries: Sequence[Mapping], comparisons: Sequence[Mapping], method: 
     }
 
 
+def alone(summaries: Sequence[Mapping], comparisons: Iterable[Mapping] = ()) -> dict | None:
+    """Of a classifier measured without any method: the score with the best AUROC over all sets, and those that come close to it.
+
+    A score comes close where the interval of its paired difference from the best holds zero: these images do not tell the two
+    apart. `paired` counts the scores that the best was held against in this way.
+    """
+    order = ranked(whole(summaries))
+    if not order:
+        return None
+    top = order[0]
+    against = {
+        c["baseline_score"]: c["verdict"]
+        for c in comparisons
+        if as_it_is(c) and (c["score"], c["place"], c["metric"]) == (top["score"], ALL, "auroc")
+    }
+    able = [s for s in summaries if s["place"] == ALL and s["auroc"] and not s["transductive"]]
+    return {
+        "score": top["score"],
+        "scores": len(able),
+        "close": [score for score, said in against.items() if said == "no clear difference"],
+        "paired": len(against),
+        "sets": len({s["place"] for s in summaries if s["place"] not in MEANS and s["auroc"]}),
+        "n_excluded": top["n_excluded"],
+        **{m: top[m] for m in (*METRICS, "id_accuracy")},
+    }
+
+
 def standing(fair: Sequence[Mapping], comparisons: Sequence[Mapping], own: Sequence[str], score: str | None) -> dict:
     """Who is first by mean AUROC over all sets, and every own method against the best baseline, by paired intervals alone.
 
-    `fair` are the summaries that may be ranked (see `whole`). Where one method alone was measured, its scores are ranked.
+    `fair` are the summaries that may be ranked (see `whole`). Where one method alone was measured, its scores are ranked, and
+    the first is held against the others.
     """
     methods = list(dict.fromkeys(s["method"] for s in fair))
     order = ranked(fair, score) if len(methods) > 1 else ranked(fair)
     baseline = next((s for s in order if s["method"] not in own), None) if len(methods) > 1 else None
     against = [_against(s, baseline, comparisons) for s in order if s["method"] in own and baseline]
+    if len(methods) == 1:
+        against = [_against(order[0], s, comparisons) for s in order[1:]]
     anything = ranked(fair)
     return {
         "score": score,

@@ -165,6 +165,9 @@ class Recipe:
     """OOD scores by name or dotted path, each NAME or LABEL=NAME, so that one score may appear with several settings."""
     score_with: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Fields of scores that differ from their defaults; on the command line, score.LABEL.FIELD=VALUE, e.g. score.knn.k=20."""
+    detector_score: str | None = None
+    """Label of the score of the detector that is kept: of `scores`, or where nothing is trained, of `plain_scores` too. None: energy where
+    it is one of them, else the first that answers for one image at a time. No test set chooses it."""
     stages: tuple[str, ...] = USUAL
     """Stages of this run, in order; train:scout and filter come before train."""
     seed: int = 0
@@ -202,6 +205,9 @@ class Recipe:
         for what, labels in (("test set", sets), ("score", scores)):
             if wrong := [x for x in labels if labels.count(x) > 1 or x == "id" or "|" in x]:
                 raise OutskirtsError(f"{what} {wrong[0]!r} needs another label; write LABEL=NAME")
+        kept = scores if "train" not in self.stages else scores[: len(self.scores)]
+        if self.detector_score not in (None, *kept):
+            raise OutskirtsError(f"detector_score is {self.detector_score!r}; accepted: {', '.join(kept)}")
         if unknown := [x for x in self.score_with if x not in scores]:
             raise OutskirtsError(f"score_with names {unknown[0]!r}, which is not in scores: {', '.join(scores)}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from outskirts import comparison, filter_report, inspection, pages, ranking, verdict, wording
+from outskirts import comparison, filter_report, inspection, kept, pages, ranking, verdict, wording
 from outskirts.errors import OutskirtsError
 from outskirts.gallery import gallery
 from outskirts.pages import read
@@ -103,6 +103,7 @@ def gather(folder: Path) -> dict:
     said = None
     if compared and method:
         said = verdict.verdict(compared, method, ranking.ahead(summaries, compared, method))
+    head["detectors"] = kept.facts(folder, recipe, said)
     many = comparison.gather(folder, rows, head) if comparison.wanted(summaries) else None
     if many:  # this page is about one method; the others are on the page of the comparison
         here = (*here, wording.NOISE)
@@ -112,9 +113,8 @@ def gather(folder: Path) -> dict:
         **head,
         "comparison": many,
         "method": method,
-        "alone": verdict.alone(summaries) if alone else None,
+        "alone": ranking.alone(summaries, compared) if alone else None,
         "verdict": said,
-        "detectors": detectors(folder, said),
         "seconds": seconds(folder),
         "histograms": histograms(scores, method, found, facts_of),
         "outside": inspection.outside(found, facts_of, id_val) if stored and measured else None,
@@ -190,17 +190,6 @@ def probe(fit: Mapping | None, stored: list[dict]) -> dict[str, dict]:
             keep = {k: t.get(k) for k in ("unit", "target", "quantile", "strength", "reached", "curve")}
             out[name] = keep | {"grid": [min(pushes), max(pushes)] if pushes else None}
     return out
-
-
-def detectors(folder: Path, said: Mapping | None) -> dict | None:
-    """Where a run kept the detector before and after training: their score, and which to take by the verdict of the headline."""
-    kept = [read(folder, f"6-bench/{name}/detector.json", [], "") for name in ("detector", "detector-plain")]
-    if not all(kept):
-        return None
-    clauses = (said or {}).get("clauses", [])
-    found = next((c["verdict"] for c in clauses if c["baseline"] == wording.PLAIN), None)
-    take = {"improves": "6-bench/detector", "worsens": "6-bench/detector-plain"}.get(found)
-    return {"score": kept[0]["score"], "verdict": found, "take": take}
 
 
 def seconds(folder: Path) -> dict[str, float]:

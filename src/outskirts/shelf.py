@@ -24,6 +24,8 @@ NAMES = {
     "diffusion": ("load_diffusion", "load_diffusion"),
 }
 """What else has names: the docstring of this module, or of a function in it, lists them."""
+FEW = 20
+"""Published rows that `show` prints; of more it says the number."""
 SHELVES = ("recipes", "synth", "scores", "benchmarks", *NAMES)
 
 
@@ -106,18 +108,33 @@ def check_name(name: str) -> None:
 
 def benchmark_text(name: str, fields: Sequence[str] = ()) -> str:
     """The parts of a benchmark: role, count, state, where it is or how to get it; `fields` may hold root=DIR and download=true."""
-    found = benchmarks.parse(f"{name}?{'&'.join(fields)}")
+    text, _, options = name.partition("?")
+    found = benchmarks.parse(f"{text}?{'&'.join(filter(None, (options, *fields)))}")
     wide = max(len(p.label) for p in found.parts)
-    text = [name, f"  {found.about}", f"  {found.source}", "", f"below {found.root}:"]
+    text = [text, f"  {found.about}", f"  {found.source}", "", f"below {found.root}:"]
     for p in found.parts:
         count = "?" if p.images is None else f"{p.images:,}"
         text += [
             f"{benchmarks.ROLES[p.role]:13} {p.label:{wide}} {count:>9}  {p}",
             *([f"    {p.name}"] if p.name else []),
         ]
-    rows = len(benchmarks.published(name))
+    rows = benchmarks.on_board(found.board)
+    if not rows:
+        return "\n".join([*text, "", "no published rows"])
     beside = "are printed beside yours" if found.matches else "are printed beside yours where every part matches"
-    return "\n".join([*text, "", f"{rows} published rows {beside}" if rows else "no published rows"])
+    return "\n".join(
+        [*text, "", f"{len(rows)} published rows {beside}", *(_published(rows) if len(rows) <= FEW else ())]
+    )
+
+
+def _published(rows: Sequence[dict]) -> Iterator[str]:
+    """Rows as they are published, then their sources."""
+    for r in rows:
+        said = {"AUROC": "all_auroc", "fpr95 as published": "all_fpr95_published", "ID accuracy": "id_accuracy"}
+        numbers = ", ".join(f"{what} {100 * r[key]:.2f}" for what, key in said.items() if key in r)
+        notes = f" ({r['notes']})" if r.get("notes") else ""
+        yield f"  {' / '.join(filter(None, (r['training'], r['score'])))}: {numbers}{notes}"
+    yield from (f"  published: {source}" for source in dict.fromkeys(r["source"] for r in rows))
 
 
 def _fields(settings, prefix: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
 from outskirts.find import find
 from outskirts.models import load_classifier
+from outskirts.score_checks import warn_of_fit
 from outskirts.scored import fit_score
 from outskirts.threshold import Threshold
 from outskirts.types import Outputs
@@ -65,6 +66,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
         known = replace(known, labels=_labels(labels, known))
         train, val, held_out = (known[rows] for rows in self._rows(len(known)))
         beyond = None if outliers is None else self._outputs(classifier, score, outliers)
+        warn_of_fit("scorer", score, train, classifier.classes)
         score = fit_score(score, train, val=val, outliers=beyond, classifier=classifier)
         return self._holding(Detector(classifier, score, Threshold.from_id(score(held_out), self.keep)))
 

@@ -1,14 +1,13 @@
 """The stages: each writes one folder of a run from what earlier ones left. `steps` says which a recipe has, and on what each depends."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from outskirts import filter_steps, roundtrips
-from outskirts.checks import enough_for, enough_for_scores, not_empty, of_codec, of_losses
+from outskirts.checks import enough_for, not_empty, of_codec, of_losses
 from outskirts.errors import OutskirtsError
 from outskirts.filtered import PARTS
 from outskirts.find import find
@@ -23,6 +22,7 @@ from outskirts.outlier_sets import made, outliers, parted, sources
 from outskirts.outlier_sets import split_outliers as split_outliers
 from outskirts.recipe import Recipe
 from outskirts.run import DONE, Run, Step, read_json, settle
+from outskirts.score_checks import enough_for_scores
 from outskirts.shift_map import shift
 from outskirts.synthesis import build_for, synthesize
 
@@ -91,6 +91,7 @@ def steps(recipe: Recipe) -> list[Step]:
         "plain_scores",
         "fit_images",
         "score_with",
+        "detector_score",
     )
     outputs = Source(_outliers_of(every[0]).images, (*_outliers_of(every[0]).reads, *read)) if read else Source((), ())
     looks = [m for m in every if m.filtered and "look" in m.filtered.makes]
@@ -135,7 +136,7 @@ def check(run: Run, todo: Sequence[Step]) -> None:
             )
     said = list(of_losses(methods(r) if "train" in stages else ()))
     if "bench" in stages:
-        from outskirts import bench_facts
+        from outskirts import bench_facts, kept
         from outskirts.bench import make_scores
 
         if not (*r.near, *r.far):
@@ -144,7 +145,8 @@ def check(run: Run, todo: Sequence[Step]) -> None:
     if r.classifier != "fit" and any("classifier" in step.images for step in todo):
         run.inputs.classifier()  # loaded, and of as many classes as the images have
     if "bench" in stages:
-        enough_for_scores(r, make_scores(r), min(r.fit_images or math.inf, len(run.inputs.parts["train"])))
+        enough_for_scores(r, make_scores(r), run.inputs.parts["train"])
+        kept.choose(r.detector_score, dict(make_scores(r)))
         said += bench_facts.early(run)
     for line in said:
         log.warning("%s", line)

@@ -76,28 +76,6 @@ def best(summaries: Sequence[Mapping]) -> dict[tuple[str, str], float]:
     return out
 
 
-def alone(summaries: Sequence[Mapping]) -> dict | None:
-    """Of a classifier measured without any method: the score with the best AUROC over all sets, and those that come close to it.
-
-    A score comes close where its value lies in the interval of the best: these images do not tell the two apart.
-    """
-    able = [s for s in summaries if s["place"] == "mean-all" and s["auroc"] and not s["transductive"]]
-    if not able:
-        return None
-    top = max(able, key=lambda s: s["auroc"][0])
-    close = [s["score"] for s in able if s is not top and finite(top["auroc"][1]) and s["auroc"][0] >= top["auroc"][1]]
-    keep = {m: top[m] for m in (*METRICS, "id_accuracy")}
-    n_sets = len({s["place"] for s in summaries if s["place"] not in MEANS and s["auroc"]})
-    return {
-        "score": top["score"],
-        "scores": len(able),
-        "close": close,
-        "sets": n_sets,
-        "n_excluded": top["n_excluded"],
-        **keep,
-    }
-
-
 def _accuracy(row: Mapping) -> list:
     value, n = row.get("id_accuracy"), row.get("n_id")
     if "id_accuracy_lo" in row or not finite(value) or not n:
@@ -117,12 +95,17 @@ def _t(freedom: int) -> float:
     return float(stats.t.ppf(0.975, freedom))
 
 
-def call(metric: str, lo: float | int | None, hi: float | int | None, seeds: int) -> str:
+def as_it_is(c: Mapping) -> bool:
+    """Is this a difference between two scores of the plain classifier? Nothing was trained, so there are no seeds to differ."""
+    return c["method"] == c["baseline"] == PLAIN
+
+
+def call(metric: str, lo: float | int | None, hi: float | int | None, seeds: int, *, trained: bool = True) -> str:
     """'improves', 'worsens' or 'no clear difference', for a difference (method - baseline) with the interval lo .. hi.
 
-    A claim needs an interval that excludes zero, over at least two training seeds.
+    A claim needs an interval that excludes zero, over at least two training seeds where something was trained.
     """
-    if seeds < 2 or not (finite(lo) and finite(hi)) or lo <= 0 <= hi:
+    if (trained and seeds < 2) or not (finite(lo) and finite(hi)) or lo <= 0 <= hi:
         return "no clear difference"
     return "improves" if (lo > 0) == METRICS[metric] else "worsens"
 
@@ -148,7 +131,7 @@ def compare(differences: Iterable[Mapping], summaries: Sequence[Mapping]) -> lis
                 "seeds": seeds,
                 "before": before and before[d["metric"]] and before[d["metric"]][0],
                 "after": after and after[d["metric"]] and after[d["metric"]][0],
-                "verdict": call(d["metric"], d.get("lo"), d.get("hi"), seeds),
+                "verdict": call(d["metric"], d.get("lo"), d.get("hi"), seeds, trained=not as_it_is(d)),
             }
         )
     order = list(MEANS)
@@ -250,6 +233,6 @@ def _plain_alone(comparisons: Sequence[Mapping], method: str, score: str | None)
 
 def points(c: Mapping) -> str:
     """A difference of AUROC in words, with its interval."""
-    if c["seeds"] < 2:
+    if c["seeds"] < 2 and not as_it_is(c):
         return f"{signed(c['diff'])} points of AUROC, one training seed: no interval over seeds"
     return f"{signed(c['diff'])} points of AUROC, {signed(c['lo'])} to {signed(c['hi'])}"

@@ -29,7 +29,8 @@ class Score:
     """
 
     k: int = 100
-    """Which neighbour; GOOD finds 50 to 500 all alike, on banks of 50,000 rows and more."""
+    """Which neighbour; GOOD finds 50 to 500 all alike, on banks of 50,000 rows and more. With fewer images, half of the smallest class at most: from the
+    size of a class on it is a neighbour of another one. A bench, `Detector.fit` and the adaptors warn, and say the value to set."""
     backend: str = "auto"
     """torch: every row, in chunks, on any device; faiss: on the CPU, where it is installed, every row of a small bank and, from
     500,000 rows, the nearest cells of an index made by `fit`; auto: faiss on a CPU with such a bank, else torch, which looks at

@@ -1,4 +1,4 @@
-"""Any detector of pytorch-ood 0.4 that reads logits, pooled features or gradients, by its class name."""
+"""Detectors of pytorch-ood 0.4 that read logits, pooled features or, fitted on nothing, the images; by their class name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from outskirts.errors import OutskirtsError
-from outskirts.scores._pytorch_ood import asks_for_head, detector_class, kind_of, look, make, told
+from outskirts.scores._pytorch_ood import REFUSED, asks_for_head, detector_class, kind_of, look, make, told
 from outskirts.scores._shared import head_of, learned, need, observed
 from outskirts.types import Outputs
 
@@ -22,13 +22,14 @@ DETECTORS: "WeakKeyDictionary[Score, Any]" = WeakKeyDictionary()
 class Score:
     """What pytorch-ood's class `detector` says, higher = more OOD; scale, defaults and limits are pytorch-ood's.
 
-    Detectors of feature maps get the pooled features as maps of one pixel. Those that take gradients of the images and learn
-    nothing (ODIN, GradNorm, GradUncertainty) are Observers.
+    Detectors of feature maps get the pooled features as maps of one pixel. Those that read the images and learn nothing (ODIN,
+    GradNorm, GradUncertainty, MCD) are Observers; MCD draws its dropout anew in each batch, from one seed. Which need options
+    and which are not taken, and why, is told when the score is fitted, and in docs/interop.md.
     """
 
     detector: str = "EnergyBased"
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the class by name, plain values; models, layers and weights are filled in."""
+    """Arguments of the class by name, plain values, tensors as lists; models and the last layer are filled in."""
     fit_on: str = "train"
     """train, or val: as KLMatching and TemperatureScaling want it."""
 
@@ -38,13 +39,17 @@ class Score:
     def __post_init__(self):
         if self.fit_on not in ("train", "val"):
             raise OutskirtsError(f"fit_on={self.fit_on!r}; accepted: train, val")
-        if self.kind == "gradients":  # an Observer by instance: the others have nothing to look at
+        cls = detector_class(self.detector)
+        if (
+            cls.__name__ not in REFUSED and self.kind == "images"
+        ):  # an Observer by instance: the others have nothing to look at
             self.observes = f"pytorch_ood {self.detector} {dict(self.options)}"
             self.observe = self._observe
+            self._failed = ""
 
     @property
     def kind(self) -> str:
-        """What the detector reads: logits, features, feature_maps or gradients."""
+        """What the detector reads: logits, features, feature_maps or images. Raises OutskirtsError for one that is not taken."""
         return kind_of(detector_class(self.detector))
 
     def fit(
@@ -56,7 +61,10 @@ class Score:
         outliers: Outputs | None = None,
         classifier=None,
     ) -> "Score":
-        cls, who = detector_class(self.detector), f"pytorch-ood's {self.detector}"
+        cls, kind, who = detector_class(self.detector), self.kind, f"pytorch-ood's {self.detector}"
+        if kind == "images":
+            self._said(train)
+            return self
         if asks_for_head(cls):
             self.weight_, self.bias_ = head_of(classifier, who)
         if cls.requires_fit:
@@ -65,19 +73,29 @@ class Score:
                 labels = torch.zeros(len(val), dtype=torch.long) if val.labels is None else val.labels
             self.data_, self.labels_ = self._read(train).detach(), labels
         DETECTORS.pop(self, None)
-        if self.kind != "gradients":
-            self._detector()
+        self(train[:2])  # what cannot score fails here, and not when the test sets are scored
         return self
 
     def __call__(self, outputs: Outputs) -> Float[Tensor, " B"]:
-        if self.kind == "gradients":
-            return observed(self, outputs)
+        if self.kind == "images":
+            return self._said(outputs)
         detector = self._detector()
         with torch.no_grad(), told(self.detector):
             return getattr(detector, f"predict_{self.kind}")(self._read(outputs))
 
     def _observe(self, classifier, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        return look(detector_class(self.detector), self.options, classifier, images)
+        """NaN where the detector fails; `fit` and a call say why. Images are looked at before a score is fitted, in one pass for all."""
+        try:
+            return look(detector_class(self.detector), self.options, classifier, images)
+        except OutskirtsError as e:
+            self._failed = str(e)
+            return images.new_full((len(images),), torch.nan)
+
+    def _said(self, outputs: Outputs) -> Float[Tensor, " B"]:
+        found = observed(self, outputs)
+        if found.isnan().all() or (self._failed and found.isnan().any()):
+            raise OutskirtsError(self._failed or f"pytorch-ood's {self.detector} gives NaN on every image")
+        return found
 
     def _read(self, outputs: Outputs) -> Tensor:
         if self.kind == "logits":

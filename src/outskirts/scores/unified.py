@@ -14,6 +14,11 @@ from outskirts.threshold import Threshold
 from outskirts.types import Outputs
 
 MODES = ("synthetic", "fixed", "transductive", "stream")
+NO_OUTLIERS = (
+    "unified mode 'synthetic' needs outliers (held out, synthetic); none were given; train against some, pass fit(..., outliers=Outputs), or take a mode "
+    "that needs none: fixed with w from 0 to 1 (score.unified.mode=fixed score.unified.w=0.5), or transductive, as published, which reads the test set "
+    "itself (score.unified.mode=transductive)"
+)
 SMALLEST_WINDOW = 200
 """Images before a stream says anything about its shift: with 20, KL is 0.66 +- 0.46 where it should be 0.54."""
 
@@ -87,7 +92,9 @@ class Score:
             return self
         e, d = self._parts(need(val, "val (held-out ID images)", f"unified mode {self.mode!r}"))
         if self.mode == "synthetic":
-            e_out, d_out = self._parts(need(outliers, "outliers (held out, synthetic)", "unified mode 'synthetic'"))
+            if outliers is None or not len(outliers):
+                raise OutskirtsError(NO_OUTLIERS)
+            e_out, d_out = self._parts(outliers)
             self._range(torch.cat([e, e_out]))
             self.w_ = self._weight(smoothed_kl(d_out, d, self.bins))
             return self

@@ -37,12 +37,31 @@
         const th = one(`th.m${input.value}[data-place="${sorted.dataset.place}"]`, main);
         sort(th, th.dataset.first);
       }
+      mark();
     }));
-  const rows = all("tr[data-score]", main), count = one(".count");
+  const rows = all("tr[data-score]", main), count = one(".count"), beaten = one("#hidden-best");
+  /* Bold is the best of the rows that are shown; where a hidden one is better, that is said in words. */
+  const mark = () => {
+    all("thead th.m", main).forEach((th) => {
+      const sign = th.dataset.first === "descending" ? 1 : -1, value = (row) => sign * row.cells[th.cellIndex].dataset.v;
+      const fair = rows.filter((row) => row.cells[th.cellIndex].classList.contains("fair"));
+      const top = Math.max(...fair.filter((row) => !row.hidden).map(value));
+      fair.forEach((row) => row.cells[th.cellIndex].classList.toggle("best", !row.hidden && value(row) === top));
+      if (!th.matches(`.m${main.dataset.metric}[data-place="mean-all"]`)) return;
+      const better = fair.filter((row) => row.hidden && value(row) > top).sort((a, b) => value(b) - value(a));
+      beaten.hidden = !better.length;
+      if (better.length) {
+        const first = better[0], n = better.length, name = one("small", th).textContent;
+        beaten.textContent = `Not shown, but better than every row here (${name}, all sets): ${first.dataset.who}, ` +
+          `${pct(sign * value(first))}${n > 1 ? `, and ${n - 1} more row${n > 2 ? "s" : ""}` : ""}.`;
+      }
+    });
+  };
   const show = (wanted) => {
     const shown = (row) => wanted === "*" || row.dataset.score === wanted ||
       (wanted === "~" && ("plain" in row.dataset || row.dataset.score === main.dataset.headline));
     rows.forEach((row) => (row.hidden = !shown(row)));
+    mark();
     count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   };
   const choose = (name, change) => one(`[data-choose="${name}"]`)?.addEventListener("change", change);
