@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from outskirts.errors import OutskirtsError
+from outskirts.find import find
 from outskirts.images import Images
 from outskirts.methods import Method
 from outskirts.run import Run, read_json
@@ -77,12 +78,24 @@ def take(found: Images | torch.Tensor, rows: Sequence[int] | torch.Tensor) -> Im
 
 def sources(run: Run, m: Method, ids: Sequence[int]) -> torch.Tensor | None:
     """Rows [N] of the ID training images that the outliers `ids` were made from, -1 where one has none; None where all have none."""
-    if not m.store:
+    store = store_of(run, m)
+    if store is None:
         return None
-    rows = Store(run.folder / m.store / "store").rows(["id", "source"]).to_pylist()
-    of = {row["id"]: row["source"] for row in rows}
+    of = {row["id"]: row["source"] for row in store.rows(["id", "source"]).to_pylist()}
     found = torch.tensor([-1 if of[i] is None else of[i] for i in ids])
     return None if (found < 0).all() else found
+
+
+def unpaired(run: Run, m: Method) -> str | None:
+    """Why a method's outliers cannot be paired with the ID images that they were made from; None where they can."""
+    if m.store:
+        return None if "source" in find("synth", m.synth).requires else "have none"
+    store = store_of(run, m)
+    if store is None or all(v is None for v in store.rows(["source"])["source"].to_pylist()):
+        return "have none"
+    if store.made_by.get("images of train") != run.inputs.parts["train"].fingerprint:
+        return "are others: the store was made from another id, another seed or other classes"
+    return None
 
 
 def _read(run: Run, m: Method, leave_out, gone: Collection[int] = ()) -> tuple[list[int], Images | torch.Tensor]:

@@ -108,11 +108,12 @@ class _Trial:
         ):
             self.outliers = r.n_outliers or 0
             return f"{name}, {r.n_outliers or 'all'} outliers", None
-        steps = getattr(build(name, defaults, options)(), "steps", None)
-        search = getattr(build(name, defaults, options)(), "search_cost", 0)
+        built = build(name, defaults, options)()
+        steps, search = getattr(built, "steps", None), getattr(built, "search_cost", 0)
         options |= {} if steps is None else {"steps": min(steps, TRIAL_STEPS)}
         options.pop("start", None)  # a level of the whole grid
-        options |= {"strength": "literal"} if search else {}  # the search is told from its count, not made
+        if getattr(built, "strength", None) == "auto":  # the search is told from its count, not made
+            options["strength"] = "literal"
         few = {p: spread(self.run.inputs.parts[p], TRIAL_IMAGES) for p in ("train", "val")}
         synthesizer = build(name, defaults, options)()
         synthesizer = synthesizer.control() if control else synthesizer

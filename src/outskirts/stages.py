@@ -10,7 +10,6 @@ from outskirts import filter_steps, roundtrips
 from outskirts.checks import enough_for, not_empty, of_codec, of_losses
 from outskirts.errors import OutskirtsError
 from outskirts.filtered import PARTS
-from outskirts.find import find
 from outskirts.inputs import CLASSIFIER, DIFFUSION, device
 from outskirts.load_diffusion import located, read_index
 from outskirts.look import look
@@ -18,7 +17,7 @@ from outskirts.methods import Method, methods
 from outskirts.models import load_classifier
 from outskirts.outlier_sets import HELD_OUT as HELD_OUT  # bench and users find them here
 from outskirts.outlier_sets import held_out as held_out
-from outskirts.outlier_sets import made, outliers, parted, sources
+from outskirts.outlier_sets import made, outliers, parted, sources, unpaired
 from outskirts.outlier_sets import split_outliers as split_outliers
 from outskirts.recipe import Recipe
 from outskirts.run import DONE, Run, Step, read_json, settle
@@ -129,9 +128,9 @@ def check(run: Run, todo: Sequence[Step]) -> None:
             index = read_index(located(model), model)
             getattr(synthesizer, "check", lambda *_: None)(index, run.inputs.parts["train"].classes)
     for m in (x for x in methods(r) if "train" in stages and x.train.mi is not None):
-        if not m.store or "source" not in find("synth", m.synth).requires:
+        if why := unpaired(run, m):
             raise OutskirtsError(
-                f"train.mi pairs outliers with the ID images that they were made from, and those of {m.label} have none; take synth=sona, "
+                f"train.mi pairs outliers with the ID images that they were made from, and those of {m.label} {why}; take synth=sona, "
                 "or leave train.mi out (for an entry of methods: train.mi=none)"
             )
     said = list(of_losses(methods(r) if "train" in stages else ()))

@@ -1,6 +1,7 @@
 """Make the outliers of a run: fit the synthesizer, keep what its search found, spread its requests, fill the store."""
 
 import inspect
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,10 +67,26 @@ def synthesize(
     failed = open_store().failed()
     if 0 < len(failed) < len(requests) and rank_and_world()[0] == 0:
         log.warning("%s", _failures(failed, len(requests)))
+    if flagged := _flagged(open_store()):
+        log.warning("%s", flagged)
     if len(failed) == len(requests):
         raise OutskirtsError(
             f"none of {len(requests)} outliers could be made: {next(iter(failed.values()))}; change the synthesizer's settings and --redo synth"
         )
+
+
+def _flagged(store: Store) -> str | None:
+    """How many outliers have a `flag` in their notes, and what it says, in one line; they are kept."""
+    notes = store.rows(["id", "notes"]).to_pylist()
+    flags = {row["id"]: json.loads(row["notes"] or "{}").get("flag") for row in notes}
+    flags = {i: flag for i, flag in flags.items() if flag}
+    if not flags or rank_and_world()[0] != 0:
+        return None
+    (flag, _), *_ = Counter(flags.values()).most_common()
+    return (
+        f"{len(flags)} of {len(notes)} outliers are flagged ({flag}), e.g. {', '.join(map(str, sorted(flags)[:NAMED]))}: training takes them as they are; "
+        "make them otherwise, or leave them out with Store.select"
+    )
 
 
 def _failures(failed: Mapping[int, str], n: int) -> str:

@@ -24,6 +24,7 @@ from outskirts.images import Images
 from outskirts.initial_noise import LOSSES, Learned, aim, learn_noise
 from outskirts.inpaint import Inpainting
 from outskirts.load_diffusion import load_diffusion
+from outskirts.progress import track
 from outskirts.scores.energy import Score as Energy
 from outskirts.settings import check_above, check_at_least, check_at_most, check_types
 from outskirts.sources import select
@@ -135,7 +136,13 @@ class Synthesizer:
                 )
 
     def fit(
-        self, images: Images, classifier, *, val: Images | None = None, state: Mapping[str, Any] | None = None
+        self,
+        images: Images,
+        classifier,
+        *,
+        val: Images | None = None,
+        state: Mapping[str, Any] | None = None,
+        progress: bool = False,
     ) -> "Synthesizer":
         """Loads the models, selects the sources, and finds the target energy on `val`; `state` is what an earlier fit found.
 
@@ -168,8 +175,13 @@ class Synthesizer:
         self.state = dict(state)
         self.loss_ = partial(LOSSES[self.loss], target=self.state["target"])
         if "step" not in self.state:
-            self.state["step"] = STEP if self.model.takes == "prompt" else self._best_step()
+            self.state["step"] = STEP if self.model.takes == "prompt" else self._best_step(progress)
         return self
+
+    @property
+    def search_cost(self) -> int:
+        """Outliers' worth of sampling that `fit` spends on the search for a step, at most; for estimates of time."""
+        return 0 if self.step or self.passes == 1 else len(STEPS) * self.probe
 
     def without_search(self) -> "Synthesizer":
         """For estimates of time, itself without the search for a step, which is as long as some 100 outliers."""
@@ -218,12 +230,13 @@ class Synthesizer:
             at_a_time=self.decode_batch,
         )
 
-    def _best_step(self) -> float:
+    def _best_step(self, progress: bool) -> float:
         """The step of the grid after whose passes the loss is least: the mean of its root, nats."""
         if self.passes == 1:
             return STEP  # nothing moves
         requests = self.requests(self.probe)
-        ends = [self.learn(requests, step).losses.clamp(min=0).sqrt().mean().nan_to_num(math.inf) for step in STEPS]
+        tried = track(STEPS, "steps of the noise", show=progress)
+        ends = [self.learn(requests, step).losses.clamp(min=0).sqrt().mean().nan_to_num(math.inf) for step in tried]
         return STEPS[int(torch.stack(ends).argmin())]
 
     @property
