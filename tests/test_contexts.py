@@ -123,6 +123,7 @@ def mine(images, rows, seeds):
         ("clip", {}, "with clip= and"),
         ("text:a dog on a sofa", {}, "names the class 'dog'"),
         ("text:a sofa", {"clip": "some/clip"}, "give both, or neither"),
+        ("text:a sheep-dog, sheepdogs", {"synonyms": {"dog": "sheepdog"}}, "names the class 'dog'"),
         ("text:a puppy", {"synonyms": {"dog": "puppy, pup"}}, "names the class 'dog'"),
         ("text:a sofa", {"synonyms": {"dgo": "puppy"}}, "did you mean 'dog'"),
         ({"cat": ["sofa"]}, {}, "no list of words for class 'dog'"),

@@ -1,12 +1,15 @@
 """Outside words: lists, ID names and their near synonyms left out, close and far ones by CLIP text similarity."""
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
 
 from outskirts.errors import OutskirtsError
-from outskirts.prompts import candidates, clip_text, outside, similarity, spoken, word_list
+from outskirts.models import load_classifier
+from outskirts.prompts import candidates, clip_text, outside, says, similarity, spoken, word_list
 from tiny import tiny_clip, tiny_stable_diffusion
 
 
@@ -36,6 +39,73 @@ def embed(texts):
 )
 def test_no_word_is_or_holds_an_id_name(word, classes, stays):
     assert (word in outside(word_list([word, "quokka"]), classes)) == stays
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *[
+            ("wolves", "wolf"),
+            ("timber wolves", "wolf"),
+            ("werewolves", "werewolf"),
+            ("mice", "mouse"),
+            ("knives", "knife"),
+        ],
+        *[("geese", "goose"), ("loaves", "loaf"), ("leaves", "leaf"), ("firemen", "fireman"), ("people", "person")],
+        *[
+            ("oxen", "ox"),
+            ("axes", "axe"),
+            ("quizzes", "quiz"),
+            ("emus", "emu"),
+            ("wolf", "wolves"),
+            ("cacti", "cactus"),
+        ],
+        *[("race car", "racecar"), ("racecar track", "race car"), ("race-cars", "racecar"), ("a racecar", "race_car")],
+        *[
+            ("T-shirts", "tshirt"),
+            ("3s on paper", "3"),
+            ("two tvs", "TV"),
+            ("hot dogs stand", "hot dog"),
+            ("cat's", "cat"),
+        ],
+    ],
+)
+def test_a_text_says_a_name_in_any_of_its_forms(text, name):
+    assert says(text, name)
+    assert outside(word_list([text, "quokka"]), [name]) == ["quokka"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        *[("glass", "glas"), ("bus", "bu"), ("gas", "ga"), ("process", "proces"), ("as", "a"), ("princess", "prince")],
+        *[("caves", "cafe"), ("saves", "safe"), ("slice", "louse"), ("13s", "3"), ("1 7", "17"), ("wolverine", "wolf")],
+        *[("they go at night", "goat"), ("car", "race car"), ("omen", "oman"), ("scarlet", "car")],
+    ],
+)
+def test_other_words_are_no_forms_of_a_name(text, name):
+    assert not says(text, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "has"),
+    [
+        ("pack-cifar10", 10, "automobile"),
+        ("cifar100-papers", 100, "aquarium fish"),
+        ("imagenet100", 100, "stingray"),
+        ("imagenet200", 200, "goldfish"),
+        ("imagenet1k", 998, "tench"),
+    ],
+)
+def test_names_of_a_benchmark_s_classes(name, n, has):
+    words = word_list([f"benchmark:{name}"])
+    assert len(words) == n
+    assert has in words
+
+
+def test_a_benchmark_s_words_are_outside_words():
+    left = outside(word_list(["benchmark:cifar100"]), ["bus", "wolves", "aquarium_fish"])
+    assert len(left) == 97
 
 
 def test_names_that_mean_an_id_class_are_dropped_and_told(caplog):
@@ -85,8 +155,22 @@ def test_clip_s_own_text_embeddings(tmp_path):
     torch.testing.assert_close(found, out.text_embeds.detach())
 
 
+def test_a_text_encoder_alone_is_no_whole_clip_model(tmp_path):
+    from transformers import CLIPTextModelWithProjection
+
+    folder = tiny_clip(tmp_path)
+    CLIPTextModelWithProjection.from_pretrained(folder).save_pretrained(tmp_path / "text")
+    shutil.copytree(folder, tmp_path / "text", dirs_exist_ok=True, ignore=shutil.ignore_patterns("model*", "config*"))
+    assert clip_text(str(tmp_path / "text"))(["a"]).shape == (1, 8)
+    with pytest.raises(OutskirtsError, match=r"lacks visual_projection.weight, .*; give a whole CLIP model") as e:
+        load_classifier(f"clip:{tmp_path / 'text'}", classes=["a", "b"])
+    assert "\n" not in str(e.value)
+
+
 def test_wrong_input_is_one_line(tmp_path):
     sd = tiny_stable_diffusion(tmp_path)
+    own = tmp_path / "mine.json"
+    own.write_text(json.dumps({"about": "", "source": "", "classes": {"n": 3, "sha256": "0"}, "parts": []}))
     for call, message in (
         (lambda: outside(word_list(["cats", "Dog"]), ["cat", "dog"]), "no outside word is left of 2"),
         (lambda: outside(word_list(["tac"]), ["cat"], embed), "near synonym"),
@@ -94,6 +178,8 @@ def test_wrong_input_is_one_line(tmp_path):
         (lambda: candidates(["a"], ["b"], "near"), "accepted: random, close, far"),
         (lambda: word_list([f"file:{tmp_path}/nowhere.txt"]), "cannot read the word list"),
         (lambda: word_list(["timm:cifar"]), "timm:imagenet"),
+        (lambda: word_list(["benchmark:cifar11"]), "no benchmark 'cifar11', did you mean"),
+        (lambda: word_list([f"benchmark:{own}"]), "has no names of its 3 classes in its manifest; list them in a file"),
         (lambda: clip_text(str(tmp_path)), "cannot load CLIP"),
         (lambda: clip_text(str(sd / "text_encoder")), "lacks text_projection|cannot load CLIP"),
     ):

@@ -307,6 +307,7 @@ def test_a_model_without_a_null_class_is_refused(data, pixel, tmp_path):
     ("fields", "message"),
     [
         (["synth.words=1,4"], "no outside word is left of 2"),
+        (["synth.words=9"], "diffusion model 'digits' has no class '9' to write in; it knows 0, 1"),
         (["synth.words="], "no outside words; give synth.words="),
         (["synth.lam=0.5"], "lam is 0.5; give above 0 and below 0.5"),
         (["outliers=digits[5,6]", "methods={}", "own=outliers"], "those of outliers have none"),

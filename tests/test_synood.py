@@ -269,6 +269,7 @@ def test_an_inpainting_model_serves_every_synthesizer(sd, make, data, classifier
     [
         ({"select": "biggest"}, "give compressed, all or file:PATH"),
         ({"select": "all"}, "goes with select=compressed"),
+        ({"select": "file:x.txt", "per_class": 100}, "give synth.per_class=none"),
         ({"per_class": 0}, "above 0"),
         ({"prompt": "a photo"}, "must hold"),
         ({"loss": "msp", "target": -3.0}, "leave target out"),
@@ -285,6 +286,25 @@ def test_wrong_settings_are_one_line(make, settings, message):
     with pytest.raises(OutskirtsError, match=message) as e:
         make(**settings)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("channels", "settings", "message"),
+    [
+        (9, {"contexts": "text:an a"}, "names the class 'a'"),
+        (9, {"contexts": {"a": ["sky"], "b": ["two bs"]}}, "of class 'b' holds 'two bs'"),
+        (9, {"contexts": "text:sky", "synonyms": {"z": "y"}}, "synonyms of 'z', no class"),
+        (4, {"contexts": "text:sky"}, "no in-painting model .its UNet reads 4 channels"),
+    ],
+)
+def test_what_names_and_configurations_tell_is_told_before_anything_is_loaded(tmp_path, channels, settings, message):
+    model = str(tiny_stable_diffusion(tmp_path, in_channels=channels))
+    synthesizer = Synthesizer(model, **settings)
+    with pytest.raises(OutskirtsError, match=message) as e:
+        synthesizer.check({"vae": None}, ["a", "b"])
+    assert "\n" not in str(e.value)
+    assert not hasattr(synthesizer, "model")
+    Synthesizer("random:inpaint", contexts="text:sky").check({"vae": None}, ["a", "b"])
 
 
 def test_models_that_cannot_serve_are_one_line(make, sd, tmp_path, pixel):

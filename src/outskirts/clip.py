@@ -187,15 +187,21 @@ def _load(cls, name: str):
     logging.set_verbosity_error()  # a table of the weights that the other side has
     logging.disable_progress_bar()
     try:
-        model, info = cls.from_pretrained(place(name), use_safetensors=True, output_loading_info=True)
+        # Of a text encoder alone, the sizes of a whole model's defaults differ too; what it lacks says more.
+        options = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = cls.from_pretrained(place(name), **options)
     except (OSError, ValueError, RuntimeError) as e:
         raise _cannot(name, e) from e
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    if missing := sorted(info["missing_keys"]):
-        raise OutskirtsError(f"CLIP model {name!r} lacks {missing[0]}; {WHOLE}")
+    if missing := sorted(info["missing_keys"], key=lambda k: ("projection" not in k, k)):
+        raise OutskirtsError(
+            f"CLIP model {name!r} lacks {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}; {WHOLE}"
+        )
+    if other := sorted(key for key, *_ in info["mismatched_keys"]):
+        raise OutskirtsError(f"CLIP model {name!r} has {other[0]} of another size than its config.json says; {WHOLE}")
     return model.float().eval().requires_grad_(False)
 
 

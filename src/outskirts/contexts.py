@@ -71,18 +71,7 @@ class FromWords:
     """Up to `most` of the words of an image's class, drawn for each outlier."""
 
     def __init__(self, words: Mapping[str, Sequence[str]], images: Images, names: Sequence[str], most: int = 8):
-        for c, mine in zip(images.classes, names, strict=True):
-            if not words.get(c) or isinstance(words[c], str):
-                raise OutskirtsError(f"contexts has no list of words for class {c!r}; it has {', '.join(words)[:200]}")
-            for word in words[c]:
-                if not isinstance(word, str) or says(word, mine):
-                    raise OutskirtsError(
-                        f"contexts of class {c!r} holds {word!r}, which names it or is no text; give what stands around it"
-                    )
-        if unknown := [c for c in words if c not in images.classes]:
-            raise OutskirtsError(
-                f"contexts has words for {unknown[0]!r}, no class{did_you_mean(unknown[0], images.classes)}; {images.name} has {', '.join(images.classes)[:200]}"
-            )
+        _check_words(words, images.classes, names)
         self.words, self.most = [list(dict.fromkeys(words[c])) for c in images.classes], most
 
     def __call__(self, images: Images, rows: Sequence[int], seeds: Sequence[int]) -> list[str]:
@@ -109,15 +98,7 @@ def provider(
     synonyms   class -> other names of it, separated by commas, that no context may say either.
     Raises OutskirtsError for one that cannot be had, or words of the user that name the class.
     """
-    synonyms = dict(synonyms or {})
-    if unknown := [c for c in synonyms if c not in images.classes]:
-        raise OutskirtsError(
-            f"synonyms of {unknown[0]!r}, no class{did_you_mean(unknown[0], images.classes)}; {images.name} has {', '.join(images.classes)[:200]}"
-        )
-    names = [
-        ", ".join(filter(None, (n, synonyms.get(c))))
-        for c, n in zip(images.classes, called(images.classes), strict=True)
-    ]
+    names = _names(images.classes, synonyms or {})
     if contexts is None and clip and vocabulary:
         contexts = "clip"
     if contexts != "clip" and (clip or vocabulary):
@@ -147,11 +128,53 @@ def provider(
             return Captioner(rest, names, most, device=device)
         case "python":
             return _own(rest)
-    if named := [c for c, mine in zip(images.classes, names, strict=True) if says(rest, mine)]:
-        raise OutskirtsError(
-            f"contexts={contexts!r} names the class {named[0]!r}; give words that stand around every class"
-        )
+    _check_text(rest, images.classes, names)
     return lambda images, rows, seeds: [rest] * len(rows)
+
+
+def early(
+    contexts: str | Mapping[str, Sequence[str]] | None, classes: Sequence[str], synonyms: Mapping[str, str]
+) -> None:
+    """Raises OutskirtsError for what `provider` would refuse and the class names alone tell: words of the user that name one."""
+    names = _names(classes, synonyms)
+    kind, _, rest = contexts.partition(":") if isinstance(contexts, str) else ("", "", "")
+    if isinstance(contexts, Mapping):
+        _check_words(contexts, classes, names)
+    elif kind == "words" and rest:
+        _check_words(_json(rest), classes, names)
+    elif kind == "text" and rest:
+        _check_text(rest, classes, names)
+
+
+def _names(classes: Sequence[str], synonyms: Mapping[str, str]) -> list[str]:
+    """Each class's names, separated by commas, that no context may say."""
+    if unknown := [c for c in synonyms if c not in classes]:
+        raise OutskirtsError(
+            f"synonyms of {unknown[0]!r}, no class{did_you_mean(unknown[0], classes)}; the ID classes are {', '.join(classes)[:200]}"
+        )
+    return [", ".join(filter(None, (n, synonyms.get(c)))) for c, n in zip(classes, called(classes), strict=True)]
+
+
+def _check_words(words: Mapping[str, Sequence[str]], classes: Sequence[str], names: Sequence[str]) -> None:
+    for c, mine in zip(classes, names, strict=True):
+        if not words.get(c) or isinstance(words[c], str):
+            raise OutskirtsError(f"contexts has no list of words for class {c!r}; it has {', '.join(words)[:200]}")
+        for word in words[c]:
+            if not isinstance(word, str) or says(word, mine):
+                raise OutskirtsError(
+                    f"contexts of class {c!r} holds {word!r}, which names it or is no text; give what stands around it"
+                )
+    if unknown := [c for c in words if c not in classes]:
+        raise OutskirtsError(
+            f"contexts has words for {unknown[0]!r}, no class{did_you_mean(unknown[0], classes)}; the ID classes are {', '.join(classes)[:200]}"
+        )
+
+
+def _check_text(text: str, classes: Sequence[str], names: Sequence[str]) -> None:
+    if named := [c for c, mine in zip(classes, names, strict=True) if says(text, mine)]:
+        raise OutskirtsError(
+            f"contexts='text:{text}' names the class {named[0]!r}; give words that stand around every class"
+        )
 
 
 def _answers(path: str) -> dict[str, str]:

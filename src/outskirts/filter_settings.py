@@ -98,7 +98,7 @@ class AnalyseSettings:
     """Who says what an outlier shows: clip:FOLDER or clip:ID; a classifier of the ID classes by name; fit: one trained like the plain
     classifier, from another seed; none: the plain classifier itself, which is no independent witness."""
     words: tuple[str, ...] = ()
-    """Further words that a CLIP judge may answer with: words themselves, file:PATH, timm:imagenet."""
+    """Further words that a CLIP judge may answer with: words themselves, file:PATH, timm:imagenet, benchmark:NAME."""
     types: int = 500
     """Outliers whose type is told, drawn evenly."""
     shift_map: Literal["constructed", "measured", "none"] = "constructed"

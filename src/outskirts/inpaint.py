@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outskirts.denoisers import LatentDiffusion
+from outskirts.errors import OutskirtsError
 
 CHANNELS = 9
 """Input channels: the noised latents, the mask, the latents of the masked image, in this order."""
@@ -28,3 +29,12 @@ class Inpainting(LatentDiffusion):
         """The mask and the latents of a grey picture: the mean of their posterior, where diffusers draws from it at every call."""
         grey = self.encode(torch.full((1, 3, *self.image_size), 0.5, device=self.device))
         return torch.cat([torch.ones_like(grey[:, :1]), grey], dim=1)
+
+
+def require_inpainting(name: str, channels: int) -> None:
+    """Raises OutskirtsError unless the UNet of the latent model `name`, which reads so many channels, in-paints."""
+    if channels != CHANNELS:
+        raise OutskirtsError(
+            f"diffusion model {name!r} is no in-painting model (its UNet reads {channels} channels, not {CHANNELS}); give one, e.g. "
+            "sd2-community/stable-diffusion-2-inpainting, or a pixel model"
+        )

@@ -59,12 +59,9 @@ def _load_pixel(source, name: str, device: str, **kwargs) -> PixelDiffusion:
     with _reading(name):
         unet = UNet2DModel.from_pretrained(source, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32)
         config = DDIMScheduler.load_config(source, subfolder="scheduler")
-    facts, codec = {}, None
-    if Path(source).is_dir():
-        if (Path(source) / "outskirts.json").exists():
-            facts = json.loads((Path(source) / "outskirts.json").read_text())
-        if (Path(source) / "codec").is_dir():
-            codec = PatchPCA.load(Path(source) / "codec")
+    facts, codec = pixel_facts(source), None
+    if (Path(source) / "codec").is_dir():
+        codec = PatchPCA.load(Path(source) / "codec")
     return PixelDiffusion(
         unet.to(device),
         config,
@@ -73,6 +70,20 @@ def _load_pixel(source, name: str, device: str, **kwargs) -> PixelDiffusion:
         null_label=facts.get("null_label"),
         **kwargs,
     )
+
+
+def pixel_facts(source) -> dict:
+    """What fit-diffusion noted of a pixel model, its classes among it; empty for one made elsewhere."""
+    path = Path(source) / "outskirts.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def input_channels(name: str) -> int:
+    """Of the UNet of the latent model `name`, from its configuration alone."""
+    from diffusers import UNet2DConditionModel
+
+    with _reading(name):
+        return UNet2DConditionModel.load_config(located(name), subfolder="unet").get("in_channels", 4)
 
 
 def _load_latent(source, name: str, device: str, tiny_vae: str | None, **kwargs) -> LatentDiffusion:

@@ -1,12 +1,14 @@
 """Words for prompts: lists of outside words without the ID names and their near synonyms, and which of them suits a class.
 
-A word list is written as texts: a word itself, `file:PATH` (one word or caption a line), or `timm:imagenet` (the 1000 class
-names that come with timm). No list is bundled. SONA, arXiv 2408.14841, App. F calls the strategies random, close and far.
+A word list is written as texts: a word itself, `file:PATH` (one word or caption a line), `timm:imagenet` (the 1000 class
+names that come with timm), or `benchmark:NAME` (the names of its ID classes). No list of words is bundled. SONA, arXiv 2408.14841, App. F calls the strategies random, close and far.
 """
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -14,12 +16,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from outskirts.errors import OutskirtsError
+from outskirts.plurals import forms
 
 STRATEGIES = ("random", "close", "far")
 SYNONYM = 0.9
 """Cosine of CLIP text embeddings from which a word counts as a near synonym of an ID name."""
 NAMED = 8
 """Words that a warning lists."""
+JOINED = 4
+"""Words that may be one name written apart: race car, tee shirt."""
+APART = frozenset(
+    ["a", "an", "and", "as", "at", "be", "by", "he", "i", "is", "it", "me", "my", "of", "or", "so", "the", "to", "we"]
+)
+"""Words that never are part of a name written apart: `go at` is no goat."""
 Embed = Callable[[Sequence[str]], Float[Tensor, "n D"]]
 """Texts -> embeddings of norm 1."""
 log = logging.getLogger("outskirts")
@@ -41,7 +50,7 @@ def called(classes: Sequence[str]) -> list[str]:
 
 
 def word_list(texts: Sequence[str]) -> dict[str, str]:
-    """Word -> the word and its synonyms, separated by commas, of the words, `file:PATH`s and `timm:imagenet` in `texts`."""
+    """Word -> the word and its synonyms, separated by commas, of the words, `file:PATH`s, `timm:imagenet` and `benchmark:NAME`s in `texts`."""
     words: dict[str, str] = {}
     for text in texts:
         kind, colon, rest = text.partition(":")
@@ -49,6 +58,8 @@ def word_list(texts: Sequence[str]) -> dict[str, str]:
             found = {line: line for line in _lines(rest)}
         elif kind == "timm" and colon:
             found = _timm(rest)
+        elif kind == "benchmark" and colon:
+            found = {spoken(names): names for names in called(_of_benchmark(rest))}
         else:
             found = {text.strip(): text}
         for word, names in found.items():
@@ -57,18 +68,18 @@ def word_list(texts: Sequence[str]) -> dict[str, str]:
 
 
 def outside(words: Mapping[str, str], classes: Sequence[str], embed: Embed | None = None) -> list[str]:
-    """The words that neither are nor contain the name of an ID class, whatever the case, the plural and the separators.
+    """The words that neither are nor contain the name of an ID class, whatever the case, the plural, the spaces and the hyphens.
 
     With `embed` also without those whose text lies within a cosine of 0.9 of an ID name's: near synonyms, which a warning names.
     Raises OutskirtsError where no word is left.
     """
-    known = [name for c in classes for name in _names(c)]
-    left = [w for w, names in words.items() if not any(_holds(n, k) for n in _names(names) for k in known)]
+    named = _namer(tuple(classes))
+    left = [w for w, names in words.items() if not named(names)]
     if embed is not None and left:
         close = (similarity(left, classes, embed) > SYNONYM).any(1).tolist()
         if dropped := [w for w, c in zip(left, close, strict=True) if c]:
-            named = ", ".join(dropped[:NAMED]) + (", ..." if len(dropped) > NAMED else "")
-            log.warning("%d outside words are near synonyms of ID names and were dropped: %s", len(dropped), named)
+            first = ", ".join(dropped[:NAMED]) + (", ..." if len(dropped) > NAMED else "")
+            log.warning("%d outside words are near synonyms of ID names and were dropped: %s", len(dropped), first)
         left = [w for w, c in zip(left, close, strict=True) if not c]
     if not left:
         raise OutskirtsError(
@@ -79,8 +90,18 @@ def outside(words: Mapping[str, str], classes: Sequence[str], embed: Embed | Non
 
 
 def says(text: str, names: str) -> bool:
-    """Whether `text` contains one of `names` (separated by commas), whatever the case, the plural and the separators."""
-    return any(_holds(t, n) for t in _names(text) for n in _names(names))
+    """Whether `text` contains one of `names` (separated by commas), whatever the case, the plural, the spaces and the hyphens."""
+    return _namer((names,))(text)
+
+
+def known_to(words: Mapping[str, str], known: Sequence[str], model: str) -> Mapping[str, str]:
+    """`words`; raises OutskirtsError unless the pixel model called `model`, whose classes are `known`, has each as a class."""
+    if unknown := [w for w in words if w not in known]:
+        raise OutskirtsError(
+            f"diffusion model {model!r} has no class {unknown[0]!r} to write in; it knows {', '.join(known[:12]) or 'no names'}: "
+            "give some of them that are no ID classes, or toward=null"
+        )
+    return words
 
 
 def similarity(words: Sequence[str], classes: Sequence[str], embed: Embed) -> Float[Tensor, "W K"]:
@@ -144,17 +165,61 @@ def _lines(path: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _names(text: str) -> list[list[set[str]]]:
-    """'Tabby cats, Felis_catus' -> for every name, for every word of it, the forms it may be of."""
-    parts = [list(map(_forms, re.findall(r"\w+", p.replace("_", " ").casefold()))) for p in text.split(",")]
+def _of_benchmark(name: str) -> Sequence[str]:
+    """Names of the ID classes: as the manifest, another one of the same classes, or timm has them, which the manifest's hash tells."""
+    from outskirts import benchmarks
+    from outskirts.imglist import names_hash
+
+    wanted = benchmarks.manifest(name)["classes"]
+    every = [wanted, *(benchmarks.manifest(other)["classes"] for other in benchmarks.names())]
+    lists = [c["names"] for c in every if "names" in c]
+    files = [resources.files("timm.data").joinpath("_info", f"imagenet{one}_synsets.txt") for one in ("", "_r")]
+    lists += [f.read_text().split() for f in files if f.is_file()]
+    found = next((names for names in lists if names_hash(names) == wanted["sha256"]), None)
+    if found is None:
+        raise OutskirtsError(
+            f"benchmark {name!r} has no names of its {wanted['n']} classes in its manifest; list them in a file, one a line, and give file:PATH"
+        )
+    return found
+
+
+def _names(text: str) -> list[list[str]]:
+    """'Tabby cats, Felis_catus' -> the words of every name."""
+    parts = [re.findall(r"\w+", p.replace("_", " ").casefold()) for p in text.split(",")]
     return [p for p in parts if p]
 
 
-def _forms(word: str) -> set[str]:
-    """A word as it is, and what it is the plural of if it is one: cats, cat; boxes, box; puppies, puppy."""
-    ends = [("s", ""), ("es", ""), ("ies", "y")] if len(word) > 3 else []
-    return {word, *(word.removesuffix(end) + single for end, single in ends if word.endswith(end))}
+@lru_cache(maxsize=1024)
+def _namer(names: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a text contains one of `names`."""
+    known = [part for name in names for part in _names(name)]
+    whole = frozenset(f for part in known for f in _joined(part))
+    longer = [list(map(forms, part)) for part in known if len(part) > 1]
+
+    def named(text: str) -> bool:
+        return any(
+            not whole.isdisjoint(_inside(words)) or any(_holds(list(map(forms, words)), n) for n in longer)
+            for words in _names(text)
+        )
+
+    return named
 
 
-def _holds(name: Sequence[set[str]], part: Sequence[set[str]]) -> bool:
+def _joined(words: Sequence[str]) -> set[str]:
+    """Forms of `words` written as one: race cars -> racecars, racecar."""
+    together, start = "".join(words), "".join(words[:-1])
+    return {together, *forms(together), *(start + f for f in forms(words[-1]))}
+
+
+def _inside(words: Sequence[str]) -> Iterable[str]:
+    """Forms of each word, and of neighbours written as one."""
+    for i in range(len(words)):
+        for n in range(1, JOINED + 1):
+            part = words[i : i + n]
+            if len(part) < n or (n > 1 and (not APART.isdisjoint(part) or all(map(str.isdigit, part)))):
+                break
+            yield from _joined(part)
+
+
+def _holds(name: Sequence[frozenset[str]], part: Sequence[frozenset[str]]) -> bool:
     return any(all(a & b for a, b in zip(name[i:], part, strict=False)) for i in range(len(name) - len(part) + 1))

@@ -19,8 +19,8 @@ from outskirts.errors import OutskirtsError
 from outskirts.guide import clip
 from outskirts.guide_sona import Sona, Terms, Watch, likeness
 from outskirts.images import Images
-from outskirts.load_diffusion import load_diffusion
-from outskirts.prompts import called, candidates, clip_text, outside, ranked, spoken, word_list
+from outskirts.load_diffusion import load_diffusion, located, pixel_facts
+from outskirts.prompts import called, candidates, clip_text, known_to, outside, ranked, spoken, word_list
 from outskirts.settings import check_above, check_types
 from outskirts.synth._shared import as_outliers, feature_distance, from_sources, pixels_of, seed_of
 from outskirts.types import Level, Outlier, Request
@@ -42,8 +42,8 @@ class Synthesizer:
     diffusion: str = "digits"
     """Diffusion model with classes or text: `digits`, a diffusers folder or a Hub id."""
     words: tuple[str, ...] = ()
-    """Outside words: words themselves, file:PATH with one a line, timm:imagenet. ID names among them are dropped. For pixel
-    models: classes that the model knows."""
+    """Outside words: words themselves, file:PATH with one a line, timm:imagenet, benchmark:NAME (names of its ID classes). ID names
+    among them are dropped. For pixel models: classes that the model knows."""
     toward: Literal["words", "null"] = "words"
     """words: the ID class out, an outside word in; null: only the ID class out, where there is no outside word."""
     strategy: Literal["random", "close", "far"] = "random"
@@ -113,12 +113,15 @@ class Synthesizer:
             )
 
     def check(self, index: Mapping, classes: Sequence[str]) -> None:
-        """Raises OutskirtsError where no word is left, or texts are to be compared and nothing can, before anything is loaded.
+        """Raises OutskirtsError where no word is left, the model lacks one, or texts are to be compared and nothing can, before anything is loaded.
 
         index    of the diffusion model, its model_index.json.
         """
         if self.words:
-            outside(word_list(self.words), called(classes) if "vae" in index else classes)
+            words = word_list(self.words)
+            if "vae" not in index:
+                known_to(words, pixel_facts(located(self.diffusion)).get("classes", ()), self.diffusion)
+            outside(words, called(classes) if "vae" in index else classes)
         if "vae" in index and self.strategy != "random" and not self.clip:
             raise OutskirtsError(UNCOMPARED.format(self.strategy))
 
@@ -139,7 +142,10 @@ class Synthesizer:
         self.words_, self.suits_ = [], None
         if self.toward == "words":
             embed = clip_text(self.clip, self.device) if self.clip else None
-            self.words_ = outside(self._known(word_list(self.words)), self.names_, embed)
+            words = word_list(self.words)
+            if self.model.takes == "label":
+                known_to(words, self.model.classes, self.diffusion)
+            self.words_ = outside(words, self.names_, embed)
             self.suits_ = self._suits(embed)
         self.state = {"words": len(self.words_)}
         return self
@@ -217,16 +223,6 @@ class Synthesizer:
             raise OutskirtsError(UNCOMPARED.format(self.strategy))
         numbers = [[self._number(name) for name in names] for names in (self.words_, self.classes)]
         return ranked(likeness(self.model, *numbers, self.levels[0]), self.strategy, self.share)
-
-    def _known(self, words: dict[str, str]) -> dict[str, str]:
-        """`words`, each of which a pixel model must have as a class."""
-        known = self.model.classes
-        if self.model.takes == "label" and (unknown := [w for w in words if w not in known]):
-            raise OutskirtsError(
-                f"diffusion model {self.diffusion!r} has no class {unknown[0]!r} to write in; it knows {', '.join(known[:12]) or 'no names'}: "
-                "give some of them that are no ID classes, or toward=null"
-            )
-        return words
 
     def _check_classes(self) -> None:
         model = self.model

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from outskirts.answers import prompt
-from outskirts.contexts import FromFile, provider
+from outskirts.contexts import FromFile, early, provider
 from outskirts.diffuse import Noise, sample_from
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
 from outskirts.guide import cfg, clip
 from outskirts.images import Images
 from outskirts.initial_noise import LOSSES, Learned, aim, learn_noise
-from outskirts.inpaint import Inpainting
-from outskirts.load_diffusion import load_diffusion
+from outskirts.inpaint import require_inpainting
+from outskirts.load_diffusion import input_channels, load_diffusion
 from outskirts.progress import track
 from outskirts.scores.energy import Score as Energy
-from outskirts.settings import check_above, check_at_least, check_at_most, check_types
 from outskirts.sources import select
 from outskirts.synth._shared import as_outliers, pixels_of, seed_of
+from outskirts.synth._synood import check_settings
 from outskirts.synth.sona import ENCODED, starting_levels
 from outskirts.types import Outlier, Request
 
@@ -59,7 +59,7 @@ class Synthesizer:
     clip: str | None = None
     """CLIP model (folder or Hub id) that finds the words of `vocabulary` in an image."""
     vocabulary: tuple[str, ...] = ()
-    """Words, file:PATH with one a line, timm:imagenet."""
+    """Words, file:PATH with one a line, timm:imagenet, benchmark:NAME (names of its ID classes)."""
     most: int = 8
     """Words of a context at most."""
     synonyms: Mapping[str, str] = field(default_factory=dict)
@@ -105,30 +105,19 @@ class Synthesizer:
     requires: ClassVar[frozenset[str]] = frozenset({"source", "prompt", "classifier"})
 
     def __post_init__(self):
-        check_types(self)
-        given = [name for name in ("step", "guidance_scale") if getattr(self, name) is not None]
-        counts = ("most", "passes", "probe", "steps", "batch_size", "decode_batch")
-        check_above(self, 0, *counts, *given, "strength", "quantile")
-        check_at_least(self, 0, "tolerance")
-        check_at_most(self, 1, "strength", "quantile")
-        if self.select not in ("compressed", "all") and not self.select.startswith("file:"):
-            raise OutskirtsError(f"select is {self.select!r}; give compressed, all or file:PATH, one image a line")
-        if self.per_class is not None and (self.per_class < 1 or self.select != "compressed"):
-            raise OutskirtsError(
-                f"per_class is {self.per_class}; it must be above 0, and goes with select=compressed only"
-            )
-        if "{context}" not in self.prompt:
-            raise OutskirtsError(f"prompt is {self.prompt!r}; it must hold {{context}}")
-        if self.loss == "msp" and self.target is not None:
-            raise OutskirtsError("loss=msp aims at the uniform distribution and at no energy; leave target out")
+        check_settings(self)
 
     def check(self, index: Mapping, classes: Sequence[str] = ()) -> None:
-        """Raises OutskirtsError for settings that do not suit the kind of model, as its index tells; nothing is loaded."""
+        """Raises OutskirtsError for settings that do not suit the model, as its index and configuration tell, and contexts that name
+        a class; nothing is loaded."""
         if "vae" in index and self.contexts is None and not (self.clip and self.vocabulary):
             raise OutskirtsError(
                 f"no contexts, and {self.diffusion!r} reads prompts; give synth.contexts=file:PATH, words:PATH, hf:ID, text:WORDS or "
                 "python:MODULE:FUNCTION, or synth.clip= and synth.vocabulary="
             )
+        if "vae" in index and classes:
+            require_inpainting(self.diffusion, input_channels(self.diffusion))
+            early(self.contexts, classes, self.synonyms)
         for name in () if "vae" in index else ("contexts", "clip", "vocabulary", "synonyms", "guidance_scale"):
             if getattr(self, name) not in (None, (), {}):
                 raise OutskirtsError(
@@ -258,11 +247,8 @@ class Synthesizer:
 
     def _check_model(self) -> None:
         model = self.model
-        if model.takes == "prompt" and not isinstance(model, Inpainting):
-            raise OutskirtsError(
-                f"diffusion model {self.diffusion!r} is no in-painting model (its UNet reads {model.shape[0]} channels, not 9); give one, e.g. "
-                "sd2-community/stable-diffusion-2-inpainting, or a pixel model"
-            )
+        if model.takes == "prompt":
+            require_inpainting(self.diffusion, model.unet.config.in_channels)
         if model.takes == "label" and model.conditional and model.null_label is None:
             raise OutskirtsError(
                 f"diffusion model {self.diffusion!r} has no null class, and the class of an image must not be said; give one made by "
