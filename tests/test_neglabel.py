@@ -277,7 +277,7 @@ def test_wrong_input_is_one_line(tmp_path):
         (lambda: load_classifier(f"clip:{tmp_path}", classes=["a"]), "cannot load CLIP model"),
         (
             lambda: load_classifier(f"clip:{tmp_path}/half", classes=["a"]),
-            "lacks text_projection.weight; give a whole",
+            "lacks text_projection.weight, visual_projection.weight; give a whole",
         ),
         (lambda: text_encoder(str(tmp_path / "half")), "lacks text_projection.weight; give a whole"),
         (lambda: fit(), "no word to mine"),
