@@ -6,36 +6,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from outskirts.data import Images
 from outskirts.diffuse import Noise
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import collect
 from outskirts.load_diffusion import load_diffusion
-from outskirts.models import Classifier
-from outskirts.nets import small_resnet
 from outskirts.scores.energy import Score as Energy
 from outskirts.store import Store
 from outskirts.synth.synood import STEPS, Synthesizer
 from tiny import tiny_pixel, tiny_stable_diffusion
+from tones import CLASSES, tones, untrained
 
-CLASSES = ["a", "b", "c"]
 WORDS = {"a": ["x", "y", "z"], "b": ["u"], "c": ["v", "w"]}
 
 
 @pytest.fixture(scope="module")
 def data():
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(30) % 3
-    pixels = (60 * labels[:, None, None, None] + torch.randint(0, 80, (30, 3, 8, 8), generator=g)).to(torch.uint8)
-    return Images("tones", CLASSES, labels, pixels)
+    return tones(30)
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = small_resnet("resnet_tiny", 3)
-    return Classifier(net, classes=CLASSES, size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3).frozen()
+    return untrained()
 
 
 @pytest.fixture(scope="module")

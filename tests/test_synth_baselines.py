@@ -11,30 +11,21 @@ from torch.nn.functional import normalize
 from outskirts.data import Images
 from outskirts.errors import OutskirtsError
 from outskirts.find import find
-from outskirts.models import Classifier
-from outskirts.nets import small_resnet
 from outskirts.scores.knn import kth_distance
 from outskirts.synth import npos, vos
 from outskirts.synth.shuffle import cycle, shuffled
 from tiny import tiny_pixel, tiny_stable_diffusion
-
-CLASSES = ["a", "b", "c"]
+from tones import CLASSES, tones, untrained
 
 
 @pytest.fixture(scope="module")
 def data():
-    g = torch.Generator().manual_seed(0)
-    labels = torch.arange(90) % 3
-    pixels = (60 * labels[:, None, None, None] + torch.randint(0, 80, (90, 3, 8, 8), generator=g)).to(torch.uint8)
-    return Images("tones", CLASSES, labels, pixels)
+    return tones(90)
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = small_resnet("resnet_tiny", 3)
-    return Classifier(net, classes=CLASSES, size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3).frozen()
+    return untrained()
 
 
 @pytest.fixture(scope="module")
