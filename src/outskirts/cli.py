@@ -48,6 +48,9 @@ def main():
 
     Every command that makes something continues where it was stopped when it is given again.
     """
+    from outskirts.allocator import keep_freed
+
+    keep_freed()
 
 
 def _verb(name: str, until: str | None, text: str, options=()):

@@ -3,7 +3,9 @@
 outskirts run badood_beta --out runs/badood_beta
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from outskirts.recipe import Recipe
 from outskirts.recipes import badood_digits
@@ -11,8 +13,13 @@ from outskirts.recipes import badood_digits
 BETAS = (0.1, 0.2, 0.5, 1.0)
 
 
+def methods() -> Mapping[str, Mapping[str, Any]]:
+    """One for each weight, of the outliers of `badood`."""
+    return {f"beta {beta:g}": {"of": "badood", "train": {"lam": beta}} for beta in BETAS}
+
+
 def recipe() -> Recipe:
-    weights = {f"beta {beta:g}": {"of": "badood", "train": {"lam": beta}} for beta in BETAS}
+    weights = methods()
     return replace(
         badood_digits.recipe(),
         name="badood_beta",

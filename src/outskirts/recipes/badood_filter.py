@@ -6,7 +6,9 @@ All methods share the outliers and the scout, and each trains on what its own fi
 as many as `mid`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from outskirts.filter_settings import AnalyseSettings, FilterSettings
 from outskirts.recipe import Recipe
@@ -17,16 +19,22 @@ CALIBRATORS = ("platt", "temperature", "isotonic")
 """Beside beta, which the bands are of."""
 
 
-def recipe() -> Recipe:
+def methods() -> Mapping[str, Mapping[str, Any]]:
+    """One for each filter, of the outliers of `badood`."""
     filters = {band: {"band": band} for band in BANDS}
     filters |= {f"mid, {name}": {"band": "mid", "calibrator": name} for name in CALIBRATORS}
     filters["mid, by rank"] = {"band": "mid", "calibration": "rank"}
+    return {label: {"of": "badood", "filter": given} for label, given in filters.items()}
+
+
+def recipe() -> Recipe:
+    every = methods()
     return replace(
         badood_digits.recipe(),
         name="badood_filter",
         about="Bad-OOD's filter on handwritten digits: bands (Table 2) and calibrators (Table 6), all of the same outliers and the same scout.",
-        methods={label: {"of": "badood", "filter": given} for label, given in filters.items()},
-        own=tuple(label for label in filters if label != "random"),
+        methods=every,
+        own=tuple(label for label in every if label != "random"),
         filter=FilterSettings(band="none"),
         analyse=AnalyseSettings(shift_map="none"),
         stages=compare.FILTERED,

@@ -3,7 +3,9 @@
 outskirts run badood_level --out runs/badood_level
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from outskirts.recipe import Recipe
 from outskirts.recipes import badood_digits
@@ -13,15 +15,19 @@ LENGTH = (3.75,)
 OTHERS = (200, 400)
 
 
+def methods(levels: Iterable[int], given: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """One for each of `levels`; `given` are the other settings of the synthesizer."""
+    return {f"t {t}": {"synth": "badood", "with": {**given, "strengths": LENGTH, "t": t}} for t in levels}
+
+
 def recipe() -> Recipe:
     base = badood_digits.recipe()
-    same = {**base.synth_with, "strengths": LENGTH}
-    levels = {f"t {t}": {"synth": "badood", "with": {**same, "t": t}} for t in OTHERS}
+    levels = methods(OTHERS, base.synth_with)
     return replace(
         base,
         name="badood_level",
         about="The level that anchors are noised to (Table 4) on handwritten digits; the recipe's own is 300.",
-        synth_with=same,
+        synth_with={**base.synth_with, "strengths": LENGTH},
         methods=levels,
         own=("badood", *levels),
     )
