@@ -19,4 +19,5 @@ def recipe() -> Recipe:
         imbalance=1 / 13,
         n_outliers=440,  # one for each ID image that is left
         methods={"Dream-OOD": {"synth": "dream", "with": {"steps": 20, "batch_size": 128}}},
+        own=("badood",),
     )
