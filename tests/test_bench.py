@@ -295,21 +295,26 @@ def test_a_score_that_cannot_look_at_images_is_left_out_by_name_and_costs_no_oth
     assert "no layer 'nowhere'" in page
 
 
-def test_a_detector_of_pytorch_ood_that_is_not_taken_or_fails_costs_no_other(pictures, tmp_path):
-    labels = ("gram", "dice", "odin", "sparse")
+def test_a_detector_of_pytorch_ood_that_lacks_something_or_fails_costs_no_other(pictures, tmp_path):
+    labels = ("gram", "dice", "odin", "sparse", "layers")
     words = [w for x in labels for w in ("--score", f"{x}=pytorch_ood")]
     chosen = (
         "score.gram.detector=Gram",
         "score.dice.detector=DICE",
         "score.odin.detector=ODIN",
         "score.sparse.detector=DICE",
+        "score.layers.detector=Gram",
     )
-    options = ('score.odin.options={"epsilon": 1}', 'score.sparse.options={"p": 0.5}')
+    options = (
+        'score.odin.options={"epsilon": 1}',
+        'score.sparse.options={"p": 0.5}',
+        'score.layers.options={"feature_layers": ["stages.0", "stages.2"]}',  # fitted on the training images
+    )
     found, page, _ = bench(pictures, tmp_path, *words, "--score", "energy", *chosen, *options)
     why = {r["score"]: r.get("excluded") for r in found["rows"] if r["set"] == "near"}
-    assert why["energy"] is why["sparse"] is None
+    assert why["energy"] is why["sparse"] is why["layers"] is None
     told = {
-        "gram": "pytorch-ood's Gram is not taken: it reads",
+        "gram": "pytorch-ood's Gram needs the option 'feature_layers'",
         "dice": "needs the option 'p'",
         "odin": "ODIN: TypeError",
     }

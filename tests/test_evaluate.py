@@ -86,9 +86,9 @@ class Brightest:
     def observes(self):
         return "brightest"
 
-    def observe(self, classifier, images):
-        self.calls.append(len(images))
-        return images.requires_grad_().flatten(1).amax(1)  # may ask for gradients
+    def observe(self, look):
+        self.calls.append(len(look.images))
+        return look.images.requires_grad_().flatten(1).amax(1)  # may ask for gradients
 
 
 def test_observers_of_one_key_look_once_at_each_batch_in_the_same_pass(classifier):

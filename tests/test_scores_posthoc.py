@@ -28,6 +28,11 @@ def _parts(classifier):
     return blobs.parts(classifier)
 
 
+def seen(score, classifier, images):
+    """What an observer says of images."""
+    return score(collect(classifier, images, observers=[score]))
+
+
 def as_map(z):
     return z[..., None, None]
 
@@ -153,10 +158,10 @@ def test_odin_equals_pytorch_ood_on_normalised_images(classifier):
     for settings in ({}, {"eps": 0.02, "temperature": 1.0}):
         score = find("scores", "odin")(**settings)
         theirs = po.ODIN(classifier.net, norm_std=list(STD), **settings)
-        close(score.observe(classifier, images), theirs.predict(classifier.preprocess(images)), 1e-6)
-    plain = find("scores", "odin")(eps=0.0, temperature=1.0).observe(classifier, images)
+        close(seen(score, classifier, images), theirs.predict(classifier.preprocess(images)), 1e-6)
+    plain = seen(find("scores", "odin")(eps=0.0, temperature=1.0), classifier, images)
     close(plain, -classifier(images).logits.softmax(-1).amax(-1), 1e-6)
-    assert (score.observe(classifier, images) < plain).all()  # nudged towards its class, every image is surer
+    assert (seen(score, classifier, images) < plain).all()  # nudged towards its class, every image is surer
 
 
 # --- RankFeat ----------------------------------------------------------------------------------------------------------
@@ -173,7 +178,7 @@ def test_rankfeat(resnet):
     theirs = po.RankFeat(lambda x: net.stages(net.stem(x)).contiguous(), lambda x: net.fc(net.pool(x).flatten(1)))
     ours = find("scores", "rankfeat")()
     assert rankfeat.last_map(resnet, images) == "stages"
-    close(ours.observe(resnet, images), theirs.predict(resnet.preprocess(images)), 2e-6)
+    close(seen(ours, resnet, images), theirs.predict(resnet.preprocess(images)), 2e-6)
 
 
 def test_rankfeat_of_two_blocks_averages_logits(resnet):
@@ -187,7 +192,7 @@ def test_rankfeat_of_two_blocks_averages_logits(resnet):
     block2 = net.stages[:2](net.stem(resnet.preprocess(images)))
     heads = [net.fc(net.pool(x).flatten(1)) for x in (less(net.stages[2](block2)), net.stages[2](less(block2)))]
     score = find("scores", "rankfeat")(layers="stages,stages.1")
-    close(score.observe(resnet, images), -((heads[0] + heads[1]) / 2).logsumexp(-1), 2e-6)
+    close(seen(score, resnet, images), -((heads[0] + heads[1]) / 2).logsumexp(-1), 2e-6)
 
 
 # --- any of pytorch-ood's ----------------------------------------------------------------------------------------------

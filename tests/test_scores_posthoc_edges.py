@@ -1,12 +1,8 @@
 """Every score that is found, on inputs at the edge: degenerate, extreme, too few; alone or in a batch; from a file."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 from pytorch_ood import detector as po
-from pytorch_ood.api import Detector as Theirs
 from torch import nn
 
 from outskirts.detector import Detector
@@ -189,11 +185,11 @@ def test_settings_and_state_survive_a_folder(resnet, name, settings, tmp_path):
 def test_what_a_network_lacks_is_told(resnet):
     flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), classes=list("abcd"), size=(4, 4))
     with pytest.raises(OutskirtsError, match=r"needs a map .* name a module with layers="):
-        find("scores", "rankfeat")().observe(flat, torch.rand(2, 3, 4, 4))
+        collect(flat, torch.rand(2, 3, 4, 4), observers=[find("scores", "rankfeat")()])
     with pytest.raises(OutskirtsError, match="no layer 'layer9'"):
-        find("scores", "rankfeat")(layers="layer9").observe(resnet, images_of(2, 0))
+        collect(resnet, images_of(2, 0), observers=[find("scores", "rankfeat")(layers="layer9")])
     with pytest.raises(OutskirtsError, match="'fc' gives no map"):
-        find("scores", "rankfeat")(layers="fc").observe(resnet, images_of(2, 0))
+        collect(resnet, images_of(2, 0), observers=[find("scores", "rankfeat")(layers="fc")])
     found = labelled(collect(resnet, images_of(40, 0)))
     for name in ("react", "dice", "ash", "scale", "vim"):
         with pytest.raises(OutskirtsError, match="no classifier was given"):
@@ -224,37 +220,6 @@ def test_bad_settings(name, settings, told):
     with pytest.raises(OutskirtsError, match=told) as e:
         find("scores", name)(**settings)
     assert "\n" not in str(e.value)
-
-
-THEIRS = sorted(n for n, c in vars(po).items() if isinstance(c, type) and issubclass(c, Theirs))
-OPTIONS = {
-    "DICE": {"p": 0.5},
-    "ViM": {"d": 16},
-    "WeightedEBO": {"weights": [1.0, 0.5, 1.0, 2.0]},
-    "MCM": {"text_embeddings": torch.eye(64)[:4].tolist()},
-}
-
-
-@pytest.mark.parametrize("detector", THEIRS)
-def test_every_detector_of_pytorch_ood_scores_or_says_why_not(resnet, detector):
-    score = find("scores", "pytorch_ood")(detector, OPTIONS.get(detector, {}))
-    train = collect(resnet, images_of(80, 0), observers=[score])
-    if detector == "SHE":  # it wants a correct image of each class
-        rows = torch.arange(80) % 4
-        train = Outputs(nn.functional.one_hot(rows, 4).float(), resnet.head.weight[rows])
-    train = replace(train, labels=torch.arange(80) % 4)
-    if detector in ("Gram", "MahalanobisODIN", "MultiMahalanobis", "NACUE", "RankFeat"):
-        with pytest.raises(OutskirtsError, match=f"pytorch-ood's {detector} is not taken: ") as e:
-            fit_score(score, train, val=train, classifier=resnet)
-        assert "\n" not in str(e.value)
-        return
-    fit_score(score, train, val=train, classifier=resnet)
-    assert score(train).isfinite().all()
-    docs = (Path(__file__).parents[1] / "docs/interop.md").read_text(encoding="utf-8")
-    assert f"`{detector}`" in docs
-    if detector in OPTIONS:
-        with pytest.raises(OutskirtsError, match=rf"needs the option .{next(iter(OPTIONS[detector]))}.; give options="):
-            fit_score(find("scores", "pytorch_ood")(detector), train, val=train, classifier=resnet)
 
 
 def test_mcd_draws_its_dropout_in_the_same_pass_and_leaves_the_network_in_eval_mode():

@@ -29,7 +29,7 @@ from outskirts.scored import Scored, fit_score, score_sets, to_arrays
 from outskirts.scores.energy import Score as Energy
 from outskirts.scores.knn import Score as Neighbour
 from outskirts.stages import outliers, split_outliers, trained, trained_in
-from outskirts.types import Outputs, Score
+from outskirts.types import Observer, Outputs, Prepared, Score
 
 EXAMPLES = 14
 """Images of each test set that the report shows."""
@@ -108,10 +108,10 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     classifier = trained(run, m, seed) if m else run.inputs.classifier()
     parts = run.inputs.parts
     made = dict(make_scores(r, (*r.scores, *(() if m else r.plain_scores))))
-    failed = dict(_blind(made, classifier, parts["val"]))
+    bank = parts["train"] if r.fit_images is None else spread(parts["train"], r.fit_images)
+    failed = dict(_blind(made, classifier, bank, parts["val"]))
     made = {label: s for label, s in made.items() if label not in failed}
     look = partial(collect, classifier, observers=made.values())
-    bank = parts["train"] if r.fit_images is None else spread(parts["train"], r.fit_images)
     wanted = ("val", "test", *(["calibration"] if keep else []))  # the threshold is that of the detector that is kept
     outputs = {name: look(parts[name]) for name in wanted} | {"train": look(bank)}
     sets = {label: (group, look(images)) for label, (group, images) in run.inputs.ood.items()}
@@ -137,11 +137,15 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     return scored
 
 
-def _blind(made: dict[str, Score], classifier, images: Images) -> Iterator[tuple[str, str]]:
-    """(label, why) of the scores that cannot look at images with this classifier, found on two of them before the pass over all."""
+def _blind(made: dict[str, Score], classifier, bank: Images, images: Images) -> Iterator[tuple[str, str]]:
+    """(label, why) of the scores that cannot look at images with this classifier: those that learn from images see the bank, and all
+    of them two others before the pass over all."""
     for label, s in made.items():
         try:
-            collect(classifier, images.subset([0, 1]), observers=[s])
+            if isinstance(s, Prepared):
+                s.prepare(classifier, bank, bank.labels)
+            if isinstance(s, Observer):
+                collect(classifier, images.subset([0, 1]), observers=[s])
         except OutskirtsError as e:
             yield label, str(e)
 

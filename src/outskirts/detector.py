@@ -19,7 +19,7 @@ from outskirts.models import Classifier, load_classifier
 from outskirts.score_checks import warn_of_fit
 from outskirts.scored import fit_score
 from outskirts.threshold import Threshold
-from outskirts.types import Score
+from outskirts.types import Prepared, Score
 
 CONFIG, STATE, CLASSIFIER = "detector.json", "score.safetensors", "classifier"
 CALIBRATION = "calibration"
@@ -85,6 +85,8 @@ class Detector:
         `held_out` is neither `train` nor `val`. `train` is labelled Images, the others are Images or tensors [N, 3, H, W] in
         [0, 1].
         """
+        if isinstance(score, Prepared):
+            score.prepare(classifier, train, train.labels)
         outputs = {
             name: None if images is None else collect(classifier, images, batch_size=batch_size, observers=[score])
             for name, images in {"train": train, "val": val, "outliers": outliers, "held_out": held_out}.items()

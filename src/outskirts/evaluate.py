@@ -1,6 +1,8 @@
 """Outputs once per data set, then every score from arrays, then rows: what each method reaches, and what differs."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from outskirts import metrics, verdict
 from outskirts.errors import OutskirtsError
+from outskirts.passes import at_rest, batches, note
 from outskirts.progress import bar
 from outskirts.scored import GROUPS, Scored, score_sets
 from outskirts.types import Observer, Outputs, Score
@@ -33,26 +36,16 @@ def collect(
     """One forward pass of `classifier` over `images` (Images, or a tensor [N, 3, H, W] in [0, 1]), as float32 on the CPU.
 
     In eval mode whatever mode the classifier is in, and on its own device. Of `observers`, those scores that read the images
-    themselves (see `types.Observer`) look at each batch too. `progress` is the title of a bar; none: no bar.
+    themselves (see `types.Observer`) look at each batch on its way. `progress` is the title of a bar; none: no bar.
     """
     device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
-    training = [m for m in classifier.modules() if m.training]
     seers = {s.observes: s for s in observers if isinstance(s, Observer)}  # two scores of one key look once
-    classifier.eval()
     parts = []
-    try:
-        with bar(progress or "", total=len(images), show=progress is not None) as advance:
-            for batch, labels in _batches(images, batch_size, classifier.size):
-                batch = batch.to(device)
-                with torch.inference_mode():
-                    out = classifier(batch)
-                noted = {key: s.observe(classifier, batch).detach() for key, s in seers.items()}
-                out = replace(out, observed={key: v.float().cpu() for key, v in noted.items()})
-                parts.append(replace(out.to("cpu", torch.float32), labels=labels))
-                advance(len(batch))
-    finally:
-        for module in training:  # each as it was: a frozen batch norm inside a network in training stays frozen
-            module.training = True
+    with at_rest(classifier), bar(progress or "", total=len(images), show=progress is not None) as advance:
+        for batch, labels in batches(images, batch_size, classifier.size):
+            out = note(classifier, batch.to(device), seers)
+            parts.append(replace(out.to("cpu", torch.float32), labels=labels))
+            advance(len(batch))
     if not parts:
         raise OutskirtsError("no images to classify; give at least one")
     return Outputs.cat(parts)  # outside inference mode, so that a bank made of it can be guided by
@@ -81,6 +74,7 @@ def rows(scored: Sequence[Scored], *, missing: Mapping[str, tuple[str, str]] | N
     A set that is `excluded`, and those of `missing` (label -> near or far, and why it is not there), have a row without
     metrics which says why in `excluded`; they are not in the means, whose rows count them in `n_excluded`.
     """
+    _resample(scored)
     lines, gone = [], missing or {}
     for (method, seed, score), group in _by(scored, lambda s: (s.method, s.seed, s.score)).items():
         first = group[0]
@@ -99,6 +93,12 @@ def rows(scored: Sequence[Scored], *, missing: Mapping[str, tuple[str, str]] | N
             lines.append(line | _left_out(label, out, len(members)) | {"id_accuracy": first.id_accuracy})
         lines += [line | {"id_accuracy": first.id_accuracy} for line in _without_metrics(head, group, out)]
     return lines
+
+
+def _resample(scored: Sequence[Scored]) -> None:
+    """Every bootstrap at once, on as many threads as torch has: numpy lets others run in its loops."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        deque(pool.map(lambda s: s.replicates, (s for s in scored if not s.excluded)), maxlen=0)
 
 
 def _left_out(label: str, out: Mapping[str, tuple[str, str]], members: int) -> Row:
@@ -234,10 +234,3 @@ def _by(scored: Sequence[Scored], key: Callable[[Scored], Any]) -> dict[Any, lis
     for s in scored:
         found.setdefault(key(s), []).append(s)
     return found
-
-
-def _batches(images, batch_size: int, size: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if isinstance(images, Tensor):
-        yield from ((part, None) for part in images.split(batch_size)) if len(images) else ()
-    else:
-        yield from images.batches(batch_size, size=size)

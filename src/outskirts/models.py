@@ -72,7 +72,11 @@ class Classifier(nn.Module):
         return self.net.get_submodule(self.layer)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Outputs:
-        logits = _logits(self.net(self.preprocess(images)))
+        return self.classify(self.preprocess(images))
+
+    def classify(self, inputs: Float[Tensor, "B 3 h w"]) -> Outputs:
+        """Outputs of images that have been through `preprocess`."""
+        logits = _logits(self.net(inputs))
         features, self._features = self._features, None
         return Outputs(logits.float(), _pooled(features, self.layer).float())
 

@@ -18,7 +18,7 @@ from outskirts.models import Classifier
 from outskirts.score_checks import warn_of_fit
 from outskirts.scored import fit_score
 from outskirts.scores._shared import Unfitted
-from outskirts.types import Outputs, Score
+from outskirts.types import Outputs, Prepared, Score
 
 try:
     from pytorch_ood.api import Detector, DetectorInfo, RequiresFittingException, Task
@@ -50,6 +50,9 @@ class ScoreDetector(Detector):
 
         `val` (ID) and `outliers` (whatever their labels), loaders too, go to the scores that read them, e.g. unified.
         """
+        if isinstance(self.score, Prepared):
+            x, y = (torch.cat(parts) for parts in zip(*data_loader, strict=True))
+            self.score.prepare(self.model, x[y >= 0], y[y >= 0])
         train = self._outputs(data_loader)
         held_out = None if val is None else self._outputs(val)
         beyond = None if outliers is None else self._outputs(outliers, every=True)

@@ -16,7 +16,7 @@ worse just above, and worse than guessing from one class size on (docs/papers/go
 ROWS = 1.5
 """Images, less one a class, that a covariance needs for each dimension: of 128 on the digits, RMD has a near AUROC of 34 with 130 images, 81 with 160,
 87 with 180 and 91 with 200, and 92 to 94 with shrinkage=0.1 on each."""
-SPANNED = {"mahalanobis": "within", "rmd": "within", "vim": "whole", "Mahalanobis": "within", "RMD": "within", "ViM": "whole", "PNML": "whole", "GMM": "class"}  # fmt: skip
+SPANNED = {"mahalanobis": "within", "rmd": "within", "vim": "whole", "Mahalanobis": "within", "MahalanobisODIN": "within", "RMD": "within", "ViM": "whole", "PNML": "whole", "GMM": "class"}  # fmt: skip
 """Scores, ours and pytorch-ood's, that estimate a covariance or a subspace of the features: of what is left within classes, of all, of each class."""
 log = logging.getLogger("outskirts")
 

@@ -23,7 +23,7 @@ from outskirts.models import load_classifier
 from outskirts.score_checks import warn_of_fit
 from outskirts.scored import fit_score
 from outskirts.threshold import Threshold
-from outskirts.types import Outputs
+from outskirts.types import Outputs, Prepared
 
 
 class OutlierDetector(OutlierMixin, BaseEstimator):
@@ -62,9 +62,13 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
             classifier = load_classifier(classifier).frozen()
         if isinstance(score, str):
             score = find("scores", score)()
+        parts = self._rows(len(self._pixels(X)))
+        if isinstance(score, Prepared):
+            images, known = torch.cat(list(self._batches(X))), self._outputs(classifier, None, X)
+            score.prepare(classifier, images[parts[0]], _labels(labels, known)[parts[0]])
         known = self._outputs(classifier, score, X)
         known = replace(known, labels=_labels(labels, known))
-        train, val, held_out = (known[rows] for rows in self._rows(len(known)))
+        train, val, held_out = (known[rows] for rows in parts)
         beyond = None if outliers is None else self._outputs(classifier, score, outliers)
         warn_of_fit("scorer", score, train, classifier.classes)
         score = fit_score(score, train, val=val, outliers=beyond, classifier=classifier)

@@ -90,17 +90,47 @@ class Score(Protocol):
     def __call__(self, outputs: Outputs) -> Float[Tensor, "B"]: ...
 
 
+@dataclass(frozen=True)
+class Look:
+    """One batch on its one way through a classifier, as an observer sees it: in eval mode, on the classifier's device."""
+
+    classifier: Any
+    images: Float[Tensor, "B 3 H W"]
+    """In [0, 1]."""
+    outputs: Outputs
+    """Differentiable in `images` for an observer that takes a gradient, which must keep the graph for the next one."""
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the modules gave that observers watch, by name."""
+
+    def detached(self) -> "Look":
+        maps = {name: y.detach() for name, y in self.maps.items()}
+        return replace(self, images=self.images.detach(), outputs=self.outputs._map(Tensor.detach), maps=maps)
+
+
 @runtime_checkable
 class Observer(Protocol):
-    """A score that reads more than Outputs: the images, gradients, feature maps. It looks in the same pass over the data."""
+    """A score that reads more than Outputs: images, gradients, feature maps. It looks at each batch in the one pass over the data.
+
+    Where it has them, `gradient = True` says that it differentiates `look.outputs` by `look.images`, and `watches(classifier, images)`
+    gives the names of the modules of `classifier.net` that it wants in `look.maps`.
+    """
 
     @property
     def observes(self) -> str:
         """The key of its numbers in `Outputs.observed`: its name and the settings they depend on."""
         ...
 
-    def observe(self, classifier, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
-        """One number per image in [0, 1], on the classifier's device, which does not depend on the batch."""
+    def observe(self, look: Look) -> Float[Tensor, "B"]:
+        """One number per image, which does not depend on the batch."""
+        ...
+
+
+@runtime_checkable
+class Prepared(Observer, Protocol):
+    """An observer that learns from the training images themselves, before it looks at any others."""
+
+    def prepare(self, classifier, images, labels: Int[Tensor, "N"]) -> None:
+        """`images` are Images or a tensor [N, 3, H, W] in [0, 1], `labels` their classes, 0 .. K-1."""
         ...
 
 

@@ -21,7 +21,7 @@ POST_HOC = (
 GOOD = ("good", "GOOD image", "GOOD feature", "GOOD band", "GOOD (OE loss)", "GOOD (energy margin)", "GOOD (MixOE)")
 FILTERED = ("classifier", "diffusion", "synth", "train:scout", "filter", "train", "bench", "report")
 UNFILTERED = FilterSettings(band="none", calibration="rank")
-"""By rank, the middle band keeps the share that Bad-OOD keeps, 77 %, so that budgets stay near each other; see `filter_digits` for the others."""
+"""By rank, the middle band keeps the share that Bad-OOD keeps, 77 %, so that budgets stay near each other; `badood_filter` has the others."""
 
 
 def methods(steps: int, batch_size: int, k: int) -> Mapping[str, Mapping[str, Any]]:
@@ -49,7 +49,7 @@ def methods(steps: int, batch_size: int, k: int) -> Mapping[str, Mapping[str, An
 def others(
     sampling: Mapping[str, Any], synood: Mapping[str, Any], badood: Mapping[str, Any]
 ) -> Mapping[str, Mapping[str, Any]]:
-    """SONA, SynOOD and Bad-OOD, the last with random steps beside it (Table 7), and the filter on three kinds of outliers.
+    """SONA, SynOOD and Bad-OOD, the last with random steps beside it (Table 7), and the filter on theirs and on Dream-OOD's.
 
     SONA where the diffusion model knows the ID classes and no others: the class is taken out, no outside word is written in.
     """
@@ -62,6 +62,7 @@ def others(
         "GOOD, filtered": {"of": "good", "filter": mid},
         "SONA (no word), filtered": {"of": "SONA (no word)", "train": paper, "filter": mid},
         "Bad-OOD, filtered": {"of": "Bad-OOD", "filter": mid},
+        "Dream-OOD, filtered": {"of": "Dream-OOD", "filter": mid},
     }
 
 

@@ -1,4 +1,4 @@
-"""pytorch-ood's detectors by name: which kind each is, how it is made from a classifier's last layer, its errors in one line."""
+"""pytorch-ood's detectors by name: what each reads, how it is made from a classifier's last layer, its errors in one line."""
 
 import inspect
 import json
@@ -16,18 +16,23 @@ from outskirts.find import did_you_mean
 KINDS = {"LogitsDetector": "logits", "FeaturesDetector": "features", "FeatureMapsDetector": "feature_maps"}
 """pytorch-ood's base class -> the ending of its fit_ and predict_ methods."""
 HEAD = {"head", "w", "b"}
-IMAGES = ("MCD",)
-"""Detectors that read the images without being a GradientDetector: forward passes with dropout."""
-AFTER_FIT = "it reads the images once more after it was fitted, and all scores are taken in one pass, before that"
-REFUSED = {
-    "Gram": "it reads the maps of several layers, given as modules, and only pooled features are kept",
-    "MultiMahalanobis": "it reads the features of several layers, given as modules, and only those of one are kept; the score mahalanobis is it with one layer",
-    "MahalanobisODIN": f"{AFTER_FIT}; the score mahalanobis is it without the perturbed images",
-    "NACUE": f"{AFTER_FIT}, in layers given as modules",
-    "RankFeat": "it finds nothing in pooled features, which are maps of one pixel; the score rankfeat is it, on whole maps",
+IMAGES = ("MCD", "RankFeat")
+"""Detectors that read the images without being a GradientDetector: passes with dropout, whole maps."""
+LEARNED = {
+    "Gram": ("feature_min", "feature_max", "layer_norm"),
+    "MahalanobisODIN": ("mu", "cov", "precision"),
+    "MultiMahalanobis": ("mu", "cov", "precision"),
+    "NACUE": ("_stats",),
 }
-"""Detectors that are not taken, and why."""
-EXAMPLES = {"p": 0.9, "d": 256, "weights": [1.0, 1.0], "text_embeddings": [[0.1, 0.2], [0.3, 0.4]]}
+"""Detectors that are fitted on images, and where they keep what they learned."""
+EXAMPLES = {
+    "p": 0.9,
+    "d": 256,
+    "weights": [1.0, 1.0],
+    "text_embeddings": [[0.1, 0.2], [0.3, 0.4]],
+    **{argument: ["layer3", "layer4"] for argument in ("feature_layers", "model", "layers")},
+    "backbone": "layer4",
+}
 """Values of the options that some cannot do without, to show their form."""
 
 
@@ -46,14 +51,15 @@ def detector_class(name: str) -> type:
 
 
 def kind_of(cls: type) -> str:
-    """logits, features, feature_maps or images: what it reads. Raises OutskirtsError for those that read still more."""
+    """logits, features, feature_maps or images: what it reads. Raises OutskirtsError for one that reads something else."""
     bases = [base.__name__ for base in cls.__mro__]
-    if cls.__name__ in IMAGES or ("GradientDetector" in bases and not cls.requires_fit):
+    if cls.__name__ in (*IMAGES, *LEARNED) or ("GradientDetector" in bases and not cls.requires_fit):
         return "images"
     kind = next((KINDS[base] for base in bases if base in KINDS), None)
-    if kind is None or cls.__name__ in REFUSED:
-        why = REFUSED.get(cls.__name__, "it reads more than logits and pooled features")
-        raise OutskirtsError(f"pytorch-ood's {cls.__name__} is not taken: {why}; `outskirts list scores` shows ours")
+    if kind is None:
+        raise OutskirtsError(
+            f"pytorch-ood's {cls.__name__} is not taken: what it reads is not known here; `outskirts list scores` shows ours"
+        )
     return kind
 
 
@@ -71,17 +77,23 @@ def make(
         linear = nn.Linear(w.shape[1], w.shape[0]).to(w).requires_grad_(False)
         linear.load_state_dict({"weight": w, "bias": b})
         given |= {"w": w, "b": b, "head": nn.Sequential(nn.Flatten(), linear) if maps else linear}
+    with told(cls.__name__):
+        return cls(**filled(cls, given, options))
+
+
+def filled(cls: type, given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `cls`: those of `given` that it has, and the options. Raises OutskirtsError where one is missing."""
     wanted = inspect.signature(cls).parameters
-    filled = {**{k: v for k, v in given.items() if k in wanted}, **_tensors(options, wanted)}
-    missing = [n for n, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and n not in filled]
+    found = {**{k: v for k, v in given.items() if k in wanted}, **_tensors(options, wanted)}
+    missing = [n for n, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and n not in found]
     if missing:
-        example = json.dumps({**options, **{n: EXAMPLES.get(n, "...") for n in missing}})
+        asked = [n for n in missing if n != "head"] or missing  # it comes with the named modules
+        example = json.dumps({**options, **{n: EXAMPLES.get(n, "...") for n in asked}})
         raise OutskirtsError(
-            f"pytorch-ood's {cls.__name__} needs the option {' and '.join(map(repr, missing))}; give options={example}, "
+            f"pytorch-ood's {cls.__name__} needs the option {' and '.join(map(repr, asked))}; give options={example}, "
             f"on the command line score.LABEL.options='{example}'"
         )
-    with told(cls.__name__):
-        return cls(**filled)
+    return found
 
 
 def _tensors(options: Mapping[str, Any], wanted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -93,14 +105,6 @@ def _tensors(options: Mapping[str, Any], wanted: Mapping[str, inspect.Parameter]
         }
     except (TypeError, ValueError) as e:
         raise OutskirtsError(f"options={dict(options)}: {e}; a tensor is given as a list of numbers, or of rows") from e
-
-
-def look(cls: type, options: Mapping[str, Any], classifier, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-    """What a detector that reads images says. It gets normalised images, with their standard deviations where it asks for them."""
-    std = {"norm_std": list(classifier.std)} if "norm_std" in inspect.signature(cls).parameters else {}
-    with told(cls.__name__), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        torch.manual_seed(0)  # dropout: the same images in the same batches score the same
-        return cls(classifier.net, **{**std, **options}).predict(classifier.preprocess(images)).detach()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Detectors of pytorch-ood 0.4 that read logits, pooled features or, fitted on nothing, the images; by their class name."""
+"""Any detector of pytorch-ood 0.4, by its class name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,26 +10,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from outskirts.errors import OutskirtsError
-from outskirts.scores._pytorch_ood import REFUSED, asks_for_head, detector_class, kind_of, look, make, told
+from outskirts.scores._pytorch_ood import LEARNED, asks_for_head, detector_class, kind_of, make, told
+from outskirts.scores._pytorch_ood_images import fitted, look, on_images, restore, state
 from outskirts.scores._shared import head_of, learned, need, observed
-from outskirts.types import Outputs
+from outskirts.types import Look, Outputs
 
 DETECTORS: "WeakKeyDictionary[Score, Any]" = WeakKeyDictionary()
-"""They cannot be saved: a score keeps what its detector was fitted on, and fits it again after loading."""
+"""They cannot be saved: a score keeps what its detector was fitted on, or learned, and makes it again after loading. With the
+classifier beside it, for those that look through one."""
 
 
 @dataclass(eq=False)  # hashed by identity, for DETECTORS
 class Score:
     """What pytorch-ood's class `detector` says, higher = more OOD; scale, defaults and limits are pytorch-ood's.
 
-    Detectors of feature maps get the pooled features as maps of one pixel. Those that read the images and learn nothing (ODIN,
-    GradNorm, GradUncertainty, MCD) are Observers; MCD draws its dropout anew in each batch, from one seed. Which need options
-    and which are not taken, and why, is told when the score is fitted, and in docs/interop.md.
+    Detectors of logits and features read those of the one pass; those of feature maps get the pooled features as maps of one pixel,
+    except RankFeat. Those that read the images are Observers and make passes of their own: ODIN, MahalanobisODIN, GradNorm,
+    GradUncertainty, MCD, which draws its dropout anew in each batch, from one seed, and Gram, MultiMahalanobis, NACUE and
+    RankFeat, whose layers are given by name. Which need options is told when the score is fitted, and in docs/interop.md.
     """
 
     detector: str = "EnergyBased"
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the class by name, plain values, tensors as lists; models and the last layer are filled in."""
+    """Arguments of the class by name: plain values, tensors as lists, layers as names of modules; the model and its last layer are filled in."""
     fit_on: str = "train"
     """train, or val: as KLMatching and TemperatureScaling want it."""
 
@@ -39,13 +42,16 @@ class Score:
     def __post_init__(self):
         if self.fit_on not in ("train", "val"):
             raise OutskirtsError(f"fit_on={self.fit_on!r}; accepted: train, val")
-        cls = detector_class(self.detector)
-        if (
-            cls.__name__ not in REFUSED and self.kind == "images"
-        ):  # an Observer by instance: the others have nothing to look at
+        if self.kind == "images":  # an Observer by instance: the others have nothing to look at
             self.observes = f"pytorch_ood {self.detector} {dict(self.options)}"
             self.observe = self._observe
             self._failed = ""
+        if detector_class(self.detector).__name__ in LEARNED:
+            self.prepare = self._prepare
+            if self.fit_on == "val":
+                raise OutskirtsError(
+                    f"pytorch-ood's {self.detector} is fitted on the training images; leave fit_on at train"
+                )
 
     @property
     def kind(self) -> str:
@@ -83,13 +89,32 @@ class Score:
         with torch.no_grad(), told(self.detector):
             return getattr(detector, f"predict_{self.kind}")(self._read(outputs))
 
-    def _observe(self, classifier, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+    def _prepare(self, classifier, images, labels: Int[Tensor, " N"]) -> None:
+        detector = fitted(detector_class(self.detector), self.options, classifier, images, labels)
+        DETECTORS[self], self.state_ = (classifier, detector), state(detector)
+
+    def _observe(self, seen: Look) -> Float[Tensor, " B"]:
         """NaN where the detector fails; `fit` and a call say why. Images are looked at before a score is fitted, in one pass for all."""
         try:
-            return look(detector_class(self.detector), self.options, classifier, images)
+            return look(self._looking(seen.classifier, seen.images.device), seen.classifier, seen.images)
         except OutskirtsError as e:
             self._failed = str(e)
-            return images.new_full((len(images),), torch.nan)
+            return seen.images.new_full((len(seen.images),), torch.nan)
+
+    def _looking(self, classifier, device: torch.device):
+        """The detector around `classifier`, made the first time it is asked for."""
+        made, detector = DETECTORS.get(self, (None, None))
+        if made is not classifier:
+            cls = detector_class(self.detector)
+            detector = on_images(cls, self.options, classifier)
+            if cls.__name__ in LEARNED:
+                if not hasattr(self, "state_"):
+                    raise OutskirtsError(
+                        f"pytorch-ood's {self.detector} learns from images; call prepare(classifier, images, labels) before collect"
+                    )
+                restore(detector, self.state_, device)
+            DETECTORS[self] = classifier, detector
+        return detector
 
     def _said(self, outputs: Outputs) -> Float[Tensor, " B"]:
         found = observed(self, outputs)
