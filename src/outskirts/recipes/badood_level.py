@@ -17,17 +17,18 @@ OTHERS = (200, 400)
 
 def methods(levels: Iterable[int], given: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """One for each of `levels`; `given` are the other settings of the synthesizer."""
-    return {f"t {t}": {"synth": "badood", "with": {**given, "strengths": LENGTH, "t": t}} for t in levels}
+    return {f"t {t}": {"synth": "badood", "with": {**given, "t": t}} for t in levels}
 
 
 def recipe() -> Recipe:
     base = badood_digits.recipe()
-    levels = methods(OTHERS, base.synth_with)
+    same = {**base.synth_with, "strengths": LENGTH}
+    levels = methods(OTHERS, same)
     return replace(
         base,
         name="badood_level",
         about="The level that anchors are noised to (Table 4) on handwritten digits; the recipe's own is 300.",
-        synth_with={**base.synth_with, "strengths": LENGTH},
+        synth_with=same,
         methods=levels,
         own=("badood", *levels),
     )
