@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from outskirts import filter_steps, scout
 from outskirts.cli import main
+from outskirts.data import load
 from outskirts.errors import OutskirtsError
 from outskirts.filter_settings import FilterSettings
 from outskirts.methods import methods
@@ -262,6 +263,18 @@ def test_the_verb_s_bad_input_is_one_line(folder, tmp_path):
             ["filter.calibration=held_out_classes", "classifier={folder}/1-classifier"],
             "classifier=.* is given; take classifier=fit",
         ),
+        (
+            ["filter.calibration=synthetic"],
+            "the scout leaves out, 4 of 40, and 50 are needed; give 495 or more, n_outliers=495, or give filter.cal",
+        ),
+        (
+            ["filter.calibration=synthetic", "filter.cross_fit=2", "n_outliers=600"],
+            "each scout leaves out, 30 of 600, and 50 are needed; .* n_outliers=990, or filter.cross_fit=1",
+        ),
+        (
+            ["filter.calibration=given", "filter.images=digits[0-4]"],
+            r"(\d+) of \1 images of filter.images=digits\[0-4\] are ID images, pixel by pixel, and .* give images of none",
+        ),
     ],
 )
 def test_a_calibration_set_with_one_side_missing_is_found_before_anything_is_trained(
@@ -272,6 +285,31 @@ def test_a_calibration_set_with_one_side_missing_is_found_before_anything_is_tra
     with pytest.raises(OutskirtsError, match=message):
         run(wrong, tmp_path / "new", progress=False)
     assert not list((tmp_path / "new").glob("*"))
+
+
+def test_too_few_outliers_that_were_made_are_found_before_a_scout_is_trained(filtered, folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("4-*", "5-*", "6-*", "7-*"))
+    alone = dataclasses.replace(filtered, methods={}, filter=FilterSettings(calibration="synthetic"))
+    Store(copy / "3-synth" / "store").select([3, 4], [False, True], ["blurred", None])
+    with pytest.raises(OutskirtsError, match="4 of 39, and 50 are needed"):  # of what is there, whatever was asked for
+        run(alone, copy, progress=False)
+    this = Run(alone, copy)
+    with pytest.raises(OutskirtsError, match="4 of 39, and 50 are needed"):
+        filter_steps.scout(methods(alone)[0], this, copy / "4-filter" / "scout")
+    assert not (copy / "4-filter").exists()
+
+
+def test_some_id_images_among_the_ood_validation_images_are_counted(filtered, tmp_path, caplog):
+    given = dataclasses.replace(
+        filtered,
+        methods={},
+        filter=FilterSettings(calibration="given", images="digits[4-9]"),
+        near=("eights=digits[8]",),
+    )
+    list(plan(given, tmp_path / "new"))
+    n = len(load("digits[4]"))
+    assert f"filter: {n} of {len(load('digits[4-9]'))} images of filter.images=digits[4-9] are ID images" in caplog.text
 
 
 def test_ood_validation_images_that_are_tested_too_are_warned_of(filtered, tmp_path, caplog):
@@ -293,3 +331,21 @@ def test_the_plan_has_the_scout_the_filter_and_the_look(filtered, tmp_path):
         "6-shift",
     ):
         assert words in text
+
+
+def changed(folder):
+    """When each file was."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_redo_that_refuses_leaves_all_as_it_was(filtered, folder, tmp_path):
+    """A band that keeps nothing is known only when the scout has scored: until then what was trained is set aside, not removed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = changed(copy)
+    with pytest.raises(OutskirtsError, match="0 of 40 outliers kept with band=mid"):
+        run(override(filtered, ["filter.low=0.9999", "filter.high=1"]), copy, redo="filter", progress=False)
+    assert changed(copy) == before
+    run(filtered, copy, progress=False)
+    now = changed(copy)
+    assert {p.name for p in now if now[p] != before.get(p)} == {"run.json"}  # nothing was left to do

@@ -7,9 +7,8 @@ and names it: nothing is ever made again, or mixed, in silence.
 
 import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from outskirts.fanout import rank_and_world, wait_for_all_ranks
 from outskirts.files import writable, writing
 from outskirts.peak import Peak
 from outskirts.recipe import STAGES, Recipe
+from outskirts.redo import Redo
 from outskirts.settings import as_plain, from_plain
 from outskirts.stamp import folder_hashes, short_hash, stamp
 from outskirts.store import replace_file
@@ -104,7 +104,7 @@ def run(
 ) -> Run:
     """Run the recipe's stages in `folder`, continuing where an earlier call stopped; all of them, or up to stage `until`.
 
-    `redo` removes what that stage and the later ones left, and makes it again. Raises OutskirtsError where a stage was begun
+    `redo` makes that stage and the later ones again; what they left before is back where it refuses. Raises OutskirtsError where a stage was begun
     with another recipe field or other input than now, naming it.
     """
     for stage in (until, redo):
@@ -122,12 +122,18 @@ def run(
     left = [step for step in todo if step in again or not this.is_done(step)]
     stages.check(this, left)
     filter_steps.check(this, left)
-    if redo is not None and rank_and_world()[0] == 0:
-        _remove(this, redo)
+    final = next((s for s in reversed(todo) if s.stage == redo), None)  # once it is made, the new settings are good
+    aside = Redo(this.folder, _left_by(again))
     wait_for_all_ranks(recipe.device)
     settle(this)
     for step in todo:
-        _step(this, step)
+        try:
+            _step(this, step)
+        except OutskirtsError:
+            aside.bring_back()
+            raise
+        if step == final:
+            aside.forget()
     return this
 
 
@@ -244,12 +250,10 @@ def _differences(old: Mapping, new: Mapping) -> Iterator[tuple[str, tuple[str, s
             yield key, tuple(json.dumps(d[key]) if key in d else "not set" for d in (old, new))
 
 
-def _remove(this: Run, stage: str) -> None:
-    """Remove what the stage and the later ones left, seeds and methods that the recipe no longer has among them."""
-    for step in this.steps:
-        if STAGES.index(step.stage) >= STAGES.index(stage):
-            place, _, part = step.folder.partition("/")
-            kind = f"{place}/{part.partition('-')[0]}*" if place == "4-filter" else place.partition("-")[0] + "-*"
-            for folder in this.folder.glob(kind):  # scouts outlive verdicts
-                with writing(folder):
-                    shutil.rmtree(folder)
+def _left_by(steps: Sequence[Step]) -> list[str]:
+    """What they left, run.json too; folders of seeds and methods that the recipe no longer has are among it, scouts outlive verdicts."""
+    kinds = {"run.json"} if steps else set()
+    for step in steps:
+        place, _, part = step.folder.partition("/")
+        kinds.add(f"{place}/{part.partition('-')[0]}*" if place == "4-filter" else place.partition("-")[0] + "-*")
+    return sorted(kinds)
