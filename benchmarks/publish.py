@@ -75,8 +75,16 @@ def comparison(run: Path, out: Path):
         p.parent.relative_to(run).as_posix(): json.loads(p.read_text())["seconds"]
         for p in sorted(run.rglob("done.json"))
     }
+    if filters := [json.loads(p.read_text()) for p in sorted(run.glob("4-filter/*/filter.json"))]:
+        facts["filters"] = [_filter(f) for f in filters]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(_rounded(facts)).replace('{"method"', '\n{"method"') + "\n")
+
+
+def _filter(facts: dict) -> dict:
+    """How a filter was calibrated and what it kept, without its curves."""
+    reports = [{k: v for k, v in r.items() if k != "curve"} for r in facts["reports"]]
+    return {k: facts[k] for k in ("method", "settings", "against", "counts", "warnings")} | {"reports": reports}
 
 
 def _rounded(value):
