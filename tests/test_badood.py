@@ -1,6 +1,7 @@
 """Bad-OOD on a small network's features: sign, ratios, independence, what is stored, what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from outskirts.encoders import Features
 from outskirts.errors import OutskirtsError
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
+from outskirts.run import run
 from outskirts.store import Store
 from outskirts.synth import _ratio
 from outskirts.synth._artefact import artefacts, generator_of
 from outskirts.synth._ratio import find_strengths, knn_distance
 from outskirts.synth._shared import to_uint8
 from outskirts.synth.badood import Synthesizer
+from own.tiny import recipe
 from tiny_decoders import tiny_kandinsky
 
 SMALL = {"width": 32, "blocks": 2, "model_steps": 150, "probe": 40, "n_steps": 5, "k": 3}
@@ -306,12 +309,82 @@ def test_estimates_train_a_few_steps(latent):
         ({"draws": 0}, "draws is 0"),
         ({"artefacts": 3}, "10 or more images, or 0"),
         ({"s": 1000}, "level 1000; give 1 to 999"),
+        ({"components": -3}, "components is -3; it must be above 0"),
+        ({"components": 0}, "components is 0; it must be above 0"),
+        ({"image_size": -4}, "image_size is -4; it must be above 0"),
+        ({"width": 0}, "width is 0; it must be above 0"),
+        ({"decoder_batch": 0}, "decoder_batch is 0; it must be above 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; give a number from 0"),
+        ({"decoder": "none", "image_size": 8}, "image_size is of decoding, and decoder=none does not decode; leave"),
+        ({"decoder": "none", "guidance_scale": 2.0}, "guidance_scale is of decoding, and decoder=none does not"),
+        ({"decoder": "none", "precision": "bf16"}, "precision is of decoding"),
+        ({"decoder": "none", "codec": "patch-pca"}, "codec is of decoder=small alone, and decoder=none; leave one"),
+        ({"decoder": "unclip:a/b", "decoder_channels": (8,)}, "decoder_channels is of decoder=small alone"),
+        ({"decoder": "smal"}, "no decoder 'smal'; give small, none, kandinsky:ID, unclip:ID or mage:FOLDER"),
+        ({"decoder": "unclip:"}, "no decoder 'unclip:'"),
+        ({"decoder": "mage:nowhere"}, "nowhere holds no MAGE: mage.json is not there"),
+        (
+            {"decoder": "kandinsky:nowhere"},
+            "there is no folder 'nowhere'; give one that is there, or a Hub id, OWNER/NAME",
+        ),
+        ({"decoder": "unclip:../models/unclip"}, "there is no folder '../models/unclip'"),
+        ({"encoder": "dino"}, "no encoder 'dino'; give classifier, timm:ID or clip:ID"),
+        ({"encoder": "clip:TYPO"}, "there is no folder 'TYPO'"),
+        ({"encoder": "clip:/nowhere/clip"}, "there is no folder '/nowhere/clip'"),
+        (
+            {"representation": "nowhere"},
+            "no representation diffusion model in nowhere: it is not there; give a folder with repr",
+        ),
+        (
+            {"representation": "src"},
+            "in src: it has no representation.json; give a folder with representation.json and repr",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(settings, message):
     with pytest.raises(OutskirtsError, match=message) as e:
         Synthesizer(**settings)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"encoder": "clip:openai/clip-vit-base-patch32"},
+        {"encoder": "clip:own/prior/image_encoder", "decoder": "kandinsky:own/kandinsky-2-2-decoder"},
+        {"encoder": "timm:hf-hub:own/vit.in1k", "decoder": "small"},
+        {"decoder": "unclip:sd2-community/stable-diffusion-2-1-unclip"},
+        {"decoder": "none", "decoder_steps": 500, "steps": 2, "artefacts": 0},  # a recipe's budget stays
+    ],
+)
+def test_what_may_be_on_the_hub_is_not_looked_for_yet(settings):
+    Synthesizer(**settings)
+
+
+def test_a_wrong_name_stops_a_run_before_its_classifier_is_trained(tmp_path):
+    wrong = replace(recipe(), synth="badood", synth_with={"decoder": "smal"})
+    with pytest.raises(OutskirtsError, match="no decoder 'smal'"):
+        run(wrong, tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_components_than_dimensions_are_refused_with_both_numbers(make):
+    assert make(components=64, model_steps=2, strengths=(1.0,)).state["dimensions"] == 64
+    with pytest.raises(OutskirtsError, match="components is 65, and the embeddings of classifier have 64 dimensions"):
+        make(components=65)
+
+
+def test_images_that_cannot_be_fitted_on_are_refused_before_anything_is_embedded(classifier, tmp_path):
+    large = Images("large", list("abc"), torch.arange(60) % 3, torch.zeros(60, 3, 72, 72, dtype=torch.uint8))
+    for images, settings, message in (
+        (large, {}, "up to 64 pixels, and large has 72x72"),
+        (TRAIN, {"image_size": 72}, "up to 64 pixels, and image_size is 72; give image_size=64 or less"),
+        (TRAIN, {"k": 240}, "k is 240, of 240 images; give 1 to 239"),
+        (TRAIN.take(49), {}, "49 images, of which a tenth is held out .* give 50 or more"),
+    ):
+        with pytest.raises(OutskirtsError, match=message):
+            Synthesizer(**{**SMALL, **DECODER, **settings}).fit(images, classifier, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_images_and_neighbours(classifier, make):

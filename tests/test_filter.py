@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from outskirts import filter, scout
-from outskirts.calibration_sets import KINDS, classes_out, constructed
+from outskirts.calibration import NEEDED
+from outskirts.calibration_sets import KINDS, classes_out, constructed, enough_apart
 from outskirts.data import load
 from outskirts.errors import OutskirtsError
 from outskirts.filter_settings import AnalyseSettings, FilterSettings
 from outskirts.methods import methods
 from outskirts.models import Classifier
 from outskirts.nets import small_resnet
+from outskirts.outlier_sets import held_out
 from outskirts.override import override
 from outskirts.recipe import STAGES, Recipe, TrainSettings
 from outskirts.stages import steps
@@ -232,6 +234,18 @@ def test_constructed_images_are_none_of_theirs_and_the_same_every_time():
     assert (made_of.pixels == made_of.pixels[:, :1]).all()  # grey stays grey
     with pytest.raises(OutskirtsError, match="images of one class"):
         constructed(images.subset(images.labels == 0))
+
+
+@pytest.mark.parametrize(("scouts", "enough"), [(1, 495), (2, 990), (3, 743)])
+def test_the_number_of_outliers_that_is_asked_for_is_the_least_of_which_scouts_leave_enough_out(scouts, enough):
+    ids = list(range(enough - 1))
+    fold = scout.fold_of(ids, scouts)
+    known = [[i for i, f in zip(ids, fold, strict=True) if f != part or scouts == 1] for part in range(scouts)]
+    left = min(sum(held_out(k)) for k in known)
+    assert left == NEEDED - 1
+    with pytest.raises(OutskirtsError, match=f"{left} of {enough - 1}, and 50 are needed; give .* n_outliers={enough}"):
+        enough_apart("mine", enough - 1, scouts)
+    enough_apart("mine", enough, scouts)
 
 
 def test_classes_left_out_are_some_but_leave_two():

@@ -134,6 +134,7 @@ def test_the_page_shows_the_filter(folder):
     ):
         assert words in page.text
     assert facts["left_out"] == shown["main"]["counts"]["reasons"]
+    assert 'href="report.html#filter"' in (folder / "7-report" / "comparison.html").read_text()
 
 
 def test_a_changed_filter_stops_by_name_and_is_made_again_by_the_scout_that_is_there(filtered, folder, tmp_path):

@@ -215,9 +215,22 @@ class TestConvert:
         assert "a MAGE of width 16; accepted: RCG's mage-l.pth" in told.output
         told = CliRunner().invoke(main, ["convert-rcg", str(tmp_path / "none.pth"), str(tmp_path / "out")])
         assert (told.exit_code, told.output.count("\n")) == (2, 1)
-        (tmp_path / "text.pth").write_text("<html>Quota exceeded</html>")  # what Google Drive may give
-        told = CliRunner().invoke(main, ["convert-rcg", str(tmp_path / "text.pth"), str(tmp_path / "out")])
-        assert "no torch checkpoint" in told.output
+        for text in (
+            "<html>Quota exceeded</html>",
+            "junk",
+            "hello world",
+            "",
+        ):  # the first is what Google Drive may give
+            (tmp_path / "text.pth").write_text(text)
+            told = CliRunner().invoke(main, ["convert-rcg", str(tmp_path / "text.pth"), str(tmp_path / "out")])
+            assert (told.exit_code, told.output.count("\n")) == (2, 1)
+            assert "no torch checkpoint" in told.output
+
+    @pytest.mark.parametrize("held", [{1: torch.ones(1)}, {"model": [torch.ones(1)]}, [torch.ones(1)]])
+    def test_a_checkpoint_of_something_else_holds_no_model(self, tmp_path, held):
+        torch.save(held, tmp_path / "other.pth")
+        with pytest.raises(OutskirtsError, match="holds no MAGE"):
+            convert(tmp_path / "other.pth", tmp_path / "out")
 
     def test_half_precision_is_stored_whole(self, files, tmp_path):
         half = save(tmp_path / "v.ckpt", {k: v.half() for k, v in VQGAN_STATE.items()}, "state_dict")

@@ -7,12 +7,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
 
 from outskirts import inspection, verdict, wording
 from outskirts.errors import OutskirtsError
 from outskirts.report import write_report
+from outskirts.store import Store
+from outskirts.types import Outlier, Request
 from report_run import Page, difference, make_run
 
 
@@ -274,6 +277,36 @@ def test_levels_keep_equal_strengths_together_and_leave_failures_out():
     outliers = [{"dials": d, "left_out": None} for d in dials] + [{"dials": {"strength": 9.0}, "left_out": "NaN"}]
     found = inspection.levels(outliers, np.zeros(6))
     assert [lv["rows"] for lv in found] == [[1, 3], [4], [0, 2]]
+
+
+def test_levels_of_bad_ood_are_the_ratios_that_were_asked_for():
+    outliers = [{"dials": {"ratio": r}, "notes": {"knn_ratio": 9.0}, "left_out": None} for r in (1.2, 1.0, 1.1, 1.0)]
+    found = inspection.levels(outliers, np.array([-9.0, -1.0, -2.0, -3.0]))
+    assert [(lv["label"], lv["rows"]) for lv in found] == [
+        ("kNN ratio 1", [1, 3]),
+        ("kNN ratio 1.1", [2]),
+        ("kNN ratio 1.2", [0]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dials", "heading", "order"),
+    [
+        ([{"ratio": 1 + i / 10} for i in range(4)], "weak to strong", "sorted by how hard they were pushed"),
+        ([{"strength": 3.75}] * 4, "weak to strong", "all pushed equally hard"),
+        ([{}] * 4, "by their energy", "sorted by the energy that the plain classifier gives them"),
+    ],
+)
+def test_the_heading_says_by_what_the_outliers_are_sorted(run, dials, heading, order):
+    for shard in (run / "3-synth/store").glob("shard-*"):
+        shard.unlink()
+    grey = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    made = [Outlier(Request(i, i, 0, dials=d), grey) for i, d in enumerate(dials)]
+    Store(run / "3-synth/store").append(made)
+    page, facts = report(run)
+    assert f"The outliers, {heading} Stored outliers, {order}" in page.text
+    assert ("by how hard" in page.text) == (order == "sorted by how hard they were pushed")
+    assert facts["sorted_by"] == {"ratio": "kNN ratio", "strength": "strength"}.get(next(iter(dials[0]), ""), "energy")
 
 
 @pytest.mark.parametrize(

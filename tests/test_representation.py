@@ -222,16 +222,22 @@ def test_weights_with_other_keys_are_named(tmp_path):
     with pytest.raises(OutskirtsError, match=r"missing, first enter\.weight; 1 unexpected, first inlet\.weight") as e:
         fit_representation(cloud(), Standard(6), FEW, folder=tmp_path)
     assert "\n" not in str(e.value)
-    (folder / "representation.json").write_text(json.dumps({"dim": 6}))
-    with pytest.raises(OutskirtsError, match="cannot be read"):
+    for damaged in ({"dim": 6}, [6]):
+        (folder / "representation.json").write_text(json.dumps(damaged))
+        with pytest.raises(OutskirtsError, match=r"cannot be read .*; remove a folder that a run made"):
+            model.load(folder, Standard(6))
+    (folder / "representation.json").unlink()
+    with pytest.raises(OutskirtsError, match=r"it has no representation\.json; give a folder with") as e:
         model.load(folder, Standard(6))
+    assert "made again" not in str(e.value)
 
 
 def test_too_few_to_hold_out_from():
     assert held_out(50).sum() == 5
     assert torch.equal(held_out(200), held_out(200))
-    with pytest.raises(OutskirtsError, match=r"30 images, of which a tenth is held out .* give 50 or more"):
-        fit_representation(cloud(30), Standard(6), FEW)
+    for n in (30, 49):
+        with pytest.raises(OutskirtsError, match=f"{n} images, of which a tenth is held out .* give 50 or more"):
+            fit_representation(cloud(n), Standard(6), FEW)
 
 
 def test_embeddings_are_kept_and_must_be_finite(tmp_path):

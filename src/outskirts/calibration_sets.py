@@ -3,15 +3,19 @@
 Bad-OOD calibrates on real OOD images (31,807 of ImageNet-OOD), so it is not free of auxiliary OOD data. These are for who has none.
 """
 
+import itertools
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from outskirts.calibration import NEEDED
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images, unlabelled
 from outskirts.mixing import cutmix, mixup
+from outskirts.outlier_sets import HELD_OUT
 from outskirts.synth._shared import to_uint8
 from outskirts.synth.shuffle import cycle, shuffled
 
@@ -55,6 +59,22 @@ def constructed(images: Images, size: tuple[int, int] | None = None, *, seed: in
         else:
             result[rows] = 255 - pixels[rows]
     return Images(f"constructed from {images.name}", [], unlabelled(len(result)), result)
+
+
+def enough_apart(label: str, n: int, scouts: int = 1) -> None:
+    """Raise OutskirtsError where of `n` outliers each scout leaves out fewer than a calibration on them needs."""
+
+    def apart(n: int) -> int:
+        others = n if scouts == 1 else n - -(-n // scouts)  # of several scouts, each trains on the others' parts
+        return round(HELD_OUT * others)
+
+    if apart(n) < NEEDED:
+        enough = next(i for i in itertools.count(n) if apart(i) >= NEEDED)
+        raise OutskirtsError(
+            f"filter of {label}: calibration=synthetic calibrates on outliers that {'the' if scouts == 1 else 'each'} scout leaves out, {apart(n)} of "
+            f"{n}, and {NEEDED} are needed; give {enough} or more, n_outliers={enough}{', or filter.cross_fit=1' if scouts > 1 else ''}, or give "
+            "filter.calibration=rank"
+        )
 
 
 def classes_out(K: int, share: float | None = None) -> list[int]:

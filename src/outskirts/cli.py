@@ -12,7 +12,7 @@ FIELDS = click.argument("fields", nargs=-1, metavar="[FIELD=VALUE]...")
 OUT = click.option("-o", "--out", type=click.Path(file_okay=False), help="Folder of the run.  [default: runs/RECIPE]")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the plan (counts, steps, estimated time) and stop.")
 REDO = click.option(
-    "--redo", metavar="STAGE", help="Make this stage and the later ones again; what they left is removed."
+    "--redo", metavar="STAGE", help="Make this stage and the later ones again, in place of what they left."
 )
 WORKERS = click.option(
     "--workers", default="serial", show_default=True, help="Who synthesizes: serial (also under torchrun), ray, ray:N."

@@ -121,8 +121,9 @@ def side_of(images: Images, side: int | None) -> tuple[int, int]:
     """(H, W) that a decoder is trained at: `side`, or that of the images; raises OutskirtsError above 64."""
     size = (side, side) if side else images.size
     if size is None or max(size) > LARGEST:
+        has = "several sizes" if size is None else "x".join(map(str, size))
         raise OutskirtsError(
-            f"decoder=small learns images up to {LARGEST} pixels, and {images.name} has {'several sizes' if size is None else 'x'.join(map(str, size))}; "
+            f"decoder=small learns images up to {LARGEST} pixels, and {f'image_size is {side}' if side else f'{images.name} has {has}'}; "
             f"give image_size={LARGEST} or less, decoder=kandinsky:ID, or decoder=none"
         )
     return size

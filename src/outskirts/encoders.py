@@ -1,5 +1,6 @@
 """Encoders: images to embeddings, by name: `classifier`, `timm:ID`, `clip:ID`. And the embeddings of a whole set, kept on disk."""
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from outskirts.images import Images
 from outskirts.progress import track
 from outskirts.stamp import short_hash
 from outskirts.tensors import content_hash
+
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 
 
 @runtime_checkable
@@ -97,12 +100,28 @@ class Network:
         return tv.center_crop(tv.resize(images, whole, InterpolationMode(self.mode), antialias=True), list(self.size))
 
 
+def check_encoder(name: str) -> None:
+    """Raises OutskirtsError for a name that `load_encoder` does not know, or a folder that is not there; nothing is loaded."""
+    kind, _, ident = name.partition(":")
+    if name != "classifier" and not (kind in ("timm", "clip") and ident):
+        raise OutskirtsError(f"no encoder {name!r}; give classifier, timm:ID or clip:ID")
+    if kind == "clip":
+        check_place(f"encoder={name}", ident, parts=True)
+
+
+def check_place(what: str, ident: str, *, parts: bool = False) -> None:
+    """Raises OutskirtsError where `ident` is no folder and cannot be a Hub id, OWNER/NAME, or with `parts` one of its folders."""
+    if not (Path(ident).is_dir() or re.fullmatch(HUB_ID + "(/.+)?" * parts, ident)):
+        raise OutskirtsError(f"{what}: there is no folder {ident!r}; give one that is there, or a Hub id, OWNER/NAME")
+
+
 def load_encoder(name: str, classifier=None, *, device="cpu", precision: str = "fp32") -> Encoder:
     """The encoder `name`: `classifier` (the given one), `timm:ID` (its pooled features) or `clip:ID`.
 
     `clip:ID` is a CLIP model with image projection, a folder or Hub id of safetensors weights, `OWNER/NAME/SUBFOLDER` where
     it lies in a part of one; `timm:ID` takes `?pretrained=false` and `?weights=FILE` as classifiers do.
     """
+    check_encoder(name)
     kind, _, ident = name.partition(":")
     if name == "classifier":
         if classifier is None:
@@ -110,11 +129,9 @@ def load_encoder(name: str, classifier=None, *, device="cpu", precision: str = "
                 "encoder=classifier, and no classifier was given; give one, or encoder=timm:ID or clip:ID"
             )
         return Features(classifier)
-    if kind == "timm" and ident:
+    if kind == "timm":
         return _timm(name).to(device)
-    if kind == "clip" and ident:
-        return _clip(name, ident).to(device, torch.bfloat16 if precision == "bf16" else None)
-    raise OutskirtsError(f"no encoder {name!r}; give classifier, timm:ID or clip:ID")
+    return _clip(name, ident).to(device, torch.bfloat16 if precision == "bf16" else None)
 
 
 def embeddings(

@@ -1,4 +1,4 @@
-"""What a report shows of a filter: the files of 4-filter, 6-look and 6-shift as plain data."""
+"""What a report shows of the filters of a run: the files of 4-filter, 6-look and 6-shift as plain data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +12,9 @@ from outskirts.wording import DASH
 
 PER_BAND = 14
 """Images of a band that the page shows."""
+FURTHER = 6
+"""The same, of outliers that are not the recipe's own."""
+LOOK, OWN = "6-look", "4-filter/verdict"
 BINS = 40
 SAID = {"high": "above the band: hardly to be told from ID", "mid": "in the band", "low": "below the band: far from ID"}
 
@@ -21,19 +24,40 @@ def gather(folder: Path, recipe: Mapping | None, missing: list[dict]) -> dict[st
     found = dict(verdicts(folder))
     if not found:
         return None
-    look = read(folder, "6-look/look.json", missing, "types, diversity and distances of the filtered outliers") or {}
-    own = [v for v in found if v in look.get("verdicts", {})] or list(found)[:1]
-    main = next((v for v in own if found[v]["settings"]["band"] not in ("none", "random")), own[0])
-    verdict = read(folder, f"{main}/verdict.json", missing, "verdict on every outlier") or {}
+    look = read(folder, f"{LOOK}/look.json", missing, "types, diversity and distances of the filtered outliers") or {}
+    further = {p.parent.name: read(p.parent, p.name, [], "") for p in sorted(folder.glob(f"{LOOK}-*/look.json"))}
     shift = (folder / "6-shift" / "shift_map.json").is_file()
     return {
-        "verdicts": [line(f) for f in found.values()],
+        "verdicts": [line(v, f) for v, f in found.items()],
+        **seen(folder, recipe, LOOK, look, found, missing, PER_BAND),
+        "further": [
+            seen(folder, recipe, name, other, found, missing, FURTHER)
+            for name, other in further.items()
+            if found.keys() & other["verdicts"]
+        ],
+        "shift": read(folder, "6-shift/shift_map.json", missing, "") if shift else None,
+    }
+
+
+def seen(
+    folder: Path,
+    recipe: Mapping | None,
+    name: str,
+    look: Mapping,
+    found: Mapping[str, Mapping],
+    missing: list[dict],
+    per_band: int,
+) -> dict[str, Any]:
+    """What is shown of the outliers of one store: of the filters that share them, one that goes by P(ID), the recipe's own before a middle band."""
+    mine = {v: found[v]["settings"]["band"] for v in found if v in look.get("verdicts", {})} or {next(iter(found)): ""}
+    main = min(mine, key=lambda v: (mine[v] in ("none", "random"), v != OWN, mine[v] != "mid"))
+    verdict = read(folder, f"{main}/verdict.json", missing, "verdict on every outlier") or {}
+    return {
         "main": found[main],
         "judge": {k: look.get(k) for k in ("judge", "independent", "tau", "neighbour", "encoder")},
         "looked": look.get("verdicts", {}).get(main),
         "histograms": histograms(verdict, found[main]),
-        "gallery": gallery(store_of(folder, recipe), verdict),
-        "shift": read(folder, "6-shift/shift_map.json", missing, "") if shift else None,
+        "gallery": gallery(store_of(folder, recipe, name), verdict, per_band),
     }
 
 
@@ -43,10 +67,10 @@ def verdicts(folder: Path) -> list[tuple[str, dict]]:
     return [(p.parent.relative_to(folder).as_posix(), read(p.parent, p.name, [], "")) for p in paths]
 
 
-def line(facts: Mapping) -> dict[str, Any]:
-    """A filter as a row of the table of filters."""
+def line(folder: str, facts: Mapping) -> dict[str, Any]:
+    """A filter as a row of the table of filters, with the folder of its verdict on every outlier."""
     s, r = facts["settings"], facts["reports"]
-    keep = {k: facts[k] for k in ("method", "ends", "against", "warnings", "counts")}
+    keep = {"folder": folder} | {k: facts[k] for k in ("method", "ends", "against", "warnings", "counts")}
     calibrator = (s["calibrator"] or "beta") if r else "rank"
     ece = max((x["ece"] for x in r), default=None)
     low, high = (f"{v:g}" for v in facts["ends"])
@@ -66,7 +90,7 @@ def histograms(verdict: Mapping, facts: Mapping) -> list[dict[str, Any]]:
     return out
 
 
-def gallery(store: Path | None, verdict: Mapping) -> list[dict[str, Any]]:
+def gallery(store: Path | None, verdict: Mapping, per_band: int) -> list[dict[str, Any]]:
     """Outliers of each band, from those most like ID to those least like it, evenly spread over it."""
     rows = [
         r
@@ -77,7 +101,7 @@ def gallery(store: Path | None, verdict: Mapping) -> list[dict[str, Any]]:
     picked = {}
     for band in SAID:
         inside = [r for r in rows if r[2] == band]
-        at = np.linspace(0, len(inside) - 1, min(PER_BAND, len(inside))).round().astype(int)
+        at = np.linspace(0, len(inside) - 1, min(per_band, len(inside))).round().astype(int)
         picked[band] = (len(inside), [inside[i] for i in at])
     uris = inspection.read_images(store, [r[0] for _, some in picked.values() for r in some]) if store else {}
     return [
@@ -95,9 +119,11 @@ def gallery(store: Path | None, verdict: Mapping) -> list[dict[str, Any]]:
     ]
 
 
-def store_of(folder: Path, recipe: Mapping | None) -> Path | None:
-    """Where the pictures are: in the run, or in the store that its recipe names."""
+def store_of(folder: Path, recipe: Mapping | None, look: str) -> Path | None:
+    """Where the pictures are: in the store of the run that a look was taken at, or in the one that its recipe names."""
+    steps = (read(folder, f"{look}/inputs.json", [], "") or {}).get("steps", {})
     kind, _, named = ((recipe or {}).get("outliers") or "").partition(":")
     base = Path(named).expanduser() if kind == "store" else folder
-    places = (base / below for below in ("3-synth/store", "store", ""))
+    made = [folder / s / "store" for s in steps if s.startswith("3-synth")]
+    places = made or [base / below for below in ("3-synth/store", "store", "")]
     return next((p for p in places if (p / "store.json").is_file()), None)

@@ -1,7 +1,8 @@
 """The steps of a filter in a run: train scouts, calibrate what they say, and leave a verdict on every outlier."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ log = logging.getLogger("outskirts")
 
 
 def check(run: Run, todo: Sequence[Step]) -> None:
-    """Raise OutskirtsError for what would only fail after a scout is trained: too few held-out images, a set with one side missing."""
+    """Raise OutskirtsError for what would only fail after a scout is trained: too few held-out images or outliers, a side that is missing."""
     folders = {step.folder for step in todo}
     for m in (x for x in methods(run.recipe) if x.filtered and x.filtered.verdict in folders):
         s, parts = m.filtered.settings, run.inputs.parts
@@ -52,7 +53,9 @@ def check(run: Run, todo: Sequence[Step]) -> None:
             sides = {"ID": known["val"], "OOD": unknown}
         elif s.calibration == "given":
             sides["OOD"] = run.inputs.named(s.images)
-            _not_tested(run, s.images, sides["OOD"])
+            _seen_elsewhere(run, s.images, sides["OOD"])
+        elif s.calibration == "synthetic" and (n := _n_outliers(run, m, {step.folder for step in todo})) is not None:
+            calibration_sets.enough_apart(m.label, n, s.cross_fit)
         for side, images in sides.items():
             if len(images) < calibration.NEEDED:
                 what = "ID images, or id_val=NAME" if side == "ID" else "OOD validation images, or of other classes"
@@ -64,10 +67,13 @@ def check(run: Run, todo: Sequence[Step]) -> None:
 
 def scout(m: Method, run: Run, out: Path) -> None:
     """4-filter/scout: the detectors that judge a method's outliers, and what they say."""
-    r, s = run.recipe, m.filtered.settings
+    r, s, (ids, found) = run.recipe, m.filtered.settings, made(run, m)
+    for x in (x.filtered.settings for x in methods(r) if x.filtered and x.filtered.scout == m.filtered.scout):
+        if x.calibration == "synthetic":  # some may have failed
+            calibration_sets.enough_apart(m.label, len(ids), s.cross_fit)
     options = {"folds": s.cross_fit, "seed": r.seed, "device": r.device, "progress": run.progress}
     settings = scout_settings(r.train, s.epochs)
-    fit_scouts(run.inputs.classifier(), _parts(run, m), *made(run, m), out, settings, **options)
+    fit_scouts(run.inputs.classifier(), _parts(run, m), ids, found, out, settings, **options)
 
 
 def twin(m: Method, run: Run, out: Path) -> None:
@@ -212,20 +218,35 @@ def _logits(values: Sequence[float | None]) -> Float[np.ndarray, " N"]:
     return np.array([np.nan if v is None else v for v in values], np.float64)
 
 
-def _not_tested(run: Run, name: str, images: Images) -> None:
-    """Warn of OOD validation images that are also tested."""
-    for label, n in _shared(run, images):
-        log.warning(
-            "filter: %d images of filter.images=%s are in the test set %s too: its figures are a ceiling",
-            n,
-            name,
-            label,
-        )
+def _n_outliers(run: Run, m: Method, todo: Collection[str]) -> int | None:
+    """How many outliers a method has, or will have if none fails; none where only its synthesizer knows."""
+    first = methods(run.recipe)[0]
+    if m.store and m.store != first.store and m.store in todo:  # as many as the first one's
+        return _n_outliers(run, first, todo)
+    if m.store and m.store in todo:
+        return run.recipe.n_outliers
+    if (store := store_of(run, m)) is None:
+        return len(run.inputs.outliers)
+    return len(store.ids() - store.failed().keys() - store.dropped(filtered=False).keys()) or None
 
 
-def _shared(run: Run, images: Images) -> Iterator[tuple[str, int]]:
-    sets = {label: x for label, (_, x) in run.inputs.ood.items() if x.pixels is not None or len(x) <= HASHED}
-    mine = pixel_hashes(images) if images.pixels is not None or len(images) <= HASHED else {}
-    for label, tested in sets.items():
-        if n := sum(count for h, count in pixel_hashes(tested).items() if h in mine):
-            yield label, n
+def _seen_elsewhere(run: Run, name: str, images: Images) -> None:
+    """Warn of OOD validation images that are tested too, or are ID images. Raises OutskirtsError where half of them are ID images."""
+    mine = _hashes(images)
+    for label, (_, tested) in run.inputs.ood.items() if mine else ():
+        if n := sum(count for h, count in _hashes(tested).items() if h in mine):
+            said = "filter: %d images of filter.images=%s are in the test set %s too: its figures are a ceiling"
+            log.warning(said, n, name, label)
+    known = set().union(*map(_hashes, run.inputs.parts.values())) if mine else set()
+    if n := sum(count for h, count in mine.items() if h in known):
+        said = f"filter: {n} of {len(images)} images of filter.images={name} are ID images, pixel by pixel"
+        if 2 * n >= len(images):
+            raise OutskirtsError(
+                f"{said}, and the filter would take them for OOD; give images of none of the ID classes"
+            )
+        log.warning("%s, and calibrated on as OOD: leave them out", said)
+
+
+def _hashes(images: Images) -> Counter:
+    """Those of its pictures; none of a set that is too large to be decoded for that."""
+    return pixel_hashes(images) if images.pixels is not None or len(images) <= HASHED else Counter()

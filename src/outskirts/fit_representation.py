@@ -50,13 +50,12 @@ class RepresentationSettings:
 
 def held_out(n: int) -> Bool[Tensor, "N"]:
     """Which of n images are held out: a tenth, drawn with a fixed seed. Raises OutskirtsError where that is too few."""
-    count = round(HELD_OUT * n)
-    if count < LEAST:
+    if n < (needed := round(LEAST / HELD_OUT)):
         raise OutskirtsError(
-            f"{n} images, of which a tenth is held out to stop the training in time; give {round(LEAST / HELD_OUT)} or more"
+            f"{n} images, of which a tenth is held out to stop the training in time; give {needed} or more"
         )
     apart = torch.zeros(n, dtype=torch.bool)
-    apart[torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count]] = True
+    apart[torch.randperm(n, generator=torch.Generator().manual_seed(0))[: round(HELD_OUT * n)]] = True
     return apart
 
 

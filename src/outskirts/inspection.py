@@ -19,6 +19,8 @@ BINS = 48
 LEVELS = 5
 """Rows of the gallery: the grid of strengths is cut into at most so many levels."""
 RHO_MU = "\N{GREEK SMALL LETTER RHO} + \N{GREEK SMALL LETTER MU}"
+KNOBS = {"T": "T", "strength": "strength", "ratio": "kNN ratio"}
+"""Dials that say how hard an outlier was pushed, and how the page calls them; GOOD has two, RHO_MU."""
 TARGETS = {
     "image": "guided by energy (image level)",
     "feature": "guided by kNN distance (feature level)",
@@ -80,12 +82,11 @@ def columns(facts: Sequence[Mapping] | Mapping[str, Sequence]) -> dict[str, np.n
 
 
 def strength(row: Mapping) -> float | None:
-    """How hard an outlier was pushed: `strength` where the synthesizer has one, T (SONA's steps from its source), or rho + mu (GOOD's grid)."""
+    """How hard an outlier was pushed: T (SONA's steps from its source), `strength`, the kNN ratio that was asked for (Bad-OOD), or
+    rho + mu (GOOD's grid); None where the synthesizer has no such knob."""
     dials = row["dials"]
-    if "T" in dials:
-        return float(dials["T"])
-    if "strength" in dials:
-        return float(dials["strength"])
+    if knob := next((k for k in KNOBS if k in dials), None):
+        return float(dials[knob])
     if "rho" in dials or "mu" in dials:
         # Rounded, so that 0.1 + 0.5 and 0.5 + 0.1, scaled by the same unit, are one strength.
         return float(f"{float(dials.get('rho') or 0) + float(dials.get('mu') or 0):.6g}")
@@ -95,7 +96,7 @@ def strength(row: Mapping) -> float | None:
 def levels(rows: Sequence[Mapping], energy: np.ndarray) -> list[dict]:
     """Outliers cut into levels, weakest first, for each guidance target apart.
 
-    A method without a strength is cut into fifths of its energy, and the label says so.
+    A method without a strength is cut into fifths of its energy, and `by` and the label say so.
     """
     groups: dict[str | None, list[int]] = {}
     for i, row in enumerate(rows):
@@ -107,7 +108,7 @@ def levels(rows: Sequence[Mapping], energy: np.ndarray) -> list[dict]:
         known = None not in pushes
         values = np.array(pushes if known else energy[members], float)
         dials = {d for i in members for d in rows[i]["dials"]}
-        name = next((d for d in ("T", "strength") if d in dials), RHO_MU)
+        name = next((said for d, said in KNOBS.items() if d in dials), RHO_MU) if known else "energy"
         # Ranks of the distinct values, not of the rows: equal strengths must stay together.
         distinct, where = np.unique(values, return_inverse=True)
         part = where * min(LEVELS, len(distinct)) // len(distinct)
@@ -115,17 +116,15 @@ def levels(rows: Sequence[Mapping], energy: np.ndarray) -> list[dict]:
             inside = values[part == level]
             lo, hi = (minus(f"{v:.3g}") for v in (inside.min(), inside.max()))
             span = lo if lo == hi else f"{lo} to {hi}" if inside.min() < 0 else lo + DASH + hi
+            by = name if np.isfinite(inside).all() else None
             out.append(
                 {
                     "target": target,
                     "about": TARGETS.get(str(target), f"guided by {target}" if target else "outliers"),
                     "level": int(level),
                     "of": int(part.max()) + 1,
-                    "label": f"{name} {span}"
-                    if known
-                    else f"energy {span}"
-                    if np.isfinite(inside).all()
-                    else "strength unknown",
+                    "by": by,
+                    "label": f"{by} {span}" if by else "strength unknown",
                     "rows": [members[j] for j in np.flatnonzero(part == level)],
                 }
             )

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         with _allowing(argparse.Namespace):
             # mapped, not read: a training checkpoint also holds its optimizer, twice the size of the model
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+    except Exception as e:  # what bytes lead an unpickler to, e.g. a text to KeyError
         named = re.search(r"GLOBAL (\S+)", str(e))
         what = f"a {named[1]}, which could run code," if named else "no torch checkpoint"
         raise OutskirtsError(
@@ -35,7 +34,8 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         ) from e
     for wrapper in ("state_dict", "model"):
         found = found.get(wrapper, found) if isinstance(found, Mapping) else {}
-    return {k: v for k, v in found.items() if isinstance(v, Tensor)}
+    found = found if isinstance(found, Mapping) else {}
+    return {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 @contextlib.contextmanager

@@ -124,6 +124,7 @@ def gather(folder: Path) -> dict:
         "probe": probe(fit, stored),
         "training": [] if alone else training(folder / "5-train", method, missing, only=bool(many)),
         "features": inspection.are_features(store),
+        "sorted_by": found[0]["by"] if found else None,
         "gallery": gallery(store, stored, found, facts_of, sources or {}) if stored else [],
         "examples": example_images(examples),
         "filtered": filter_report.gather(folder, recipe, missing) if filtered else None,

@@ -171,12 +171,14 @@ class Representation:
     @staticmethod
     def load(folder: Path, normalizer: nn.Module, device="cpu", classes: int = 0) -> "Representation":
         """The one in `folder`; `normalizer` is one of its kind, whose numbers are read. Raises OutskirtsError for other weights, or classes."""
+        check_folder(folder)
         try:
             facts = json.loads((folder / CONFIG).read_text())
             sizes = facts["dim"], facts["width"], facts["blocks"], facts.get("classes", 0)
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:
             raise OutskirtsError(
-                f"{folder / CONFIG} cannot be read ({e}); remove the folder, and it is made again"
+                f"{folder / CONFIG} cannot be read ({e}); remove a folder that a run made, and it is made again, or convert yours again with "
+                "`outskirts convert-rcg --rdm`"
             ) from e
         if sizes[0] != normalizer.size:
             raise OutskirtsError(
@@ -193,6 +195,16 @@ class Representation:
         compare(normalizer.state_dict(), own, where)
         normalizer.load_state_dict(own)
         return Representation(filled(partial(RDM, *sizes), network, where).to(device), normalizer.to(device), facts)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OutskirtsError where `folder` holds no representation diffusion model; nothing is read."""
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        what = f"has no {missing[0]}" if folder.is_dir() else "is not there"
+        raise OutskirtsError(
+            f"no representation diffusion model in {folder}: it {what}; give a folder with {CONFIG} and {WEIGHTS}, e.g. OUT/rdm of "
+            "`outskirts convert-rcg MAGE OUT --rdm FILE`"
+        )
 
 
 def abar() -> Float[Tensor, "T"]:

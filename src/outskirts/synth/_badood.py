@@ -1,24 +1,37 @@
 """What Bad-OOD checks in its settings, and what it finds out when it is fitted."""
 
+from collections.abc import Container
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from outskirts.decoders import NONE, SMALL
+from outskirts.decoder_small import side_of
+from outskirts.decoders import NONE, SMALL, check_names
 from outskirts.encoders import embeddings
 from outskirts.errors import OutskirtsError
 from outskirts.fit_representation import held_out
 from outskirts.images import Images
+from outskirts.representation import check_folder
+from outskirts.settings import check_above
 from outskirts.synth._artefact import artefacts
 from outskirts.synth._ratio import settle
 
 GUIDING = ("knn_ratio", "strengths", "toward", "form", "distance", "draws")
 """Settings that nothing reads where there is no guidance."""
+OF_SMALL = ("decoder_channels", "decoder_batch", "decoder_lr", "codec", "from_anchor")
+"""Settings that the small decoder alone reads; decoder_steps is a budget, like model_steps, which a recipe keeps where its decoder is changed."""
+DECODING = ("image_size", "guidance_scale", "precision")
+"""Settings that nothing reads where nothing is decoded."""
 
 
 def check(s) -> None:
-    """Raises OutskirtsError for settings of a Synthesizer that do not go together."""
+    """Raises OutskirtsError for settings of a Synthesizer that are out of range or do not go together, and for models that are not there."""
+    given = [n for n in ("components", "image_size", "width", "blocks") if getattr(s, n) is not None]
+    check_above(s, 0, "decoder_batch", "decoder_lr", *given)
+    if s.guidance_scale is not None and not 0 <= s.guidance_scale < float("inf"):
+        raise OutskirtsError(f"guidance_scale is {s.guidance_scale!r}; give a number from 0")
     if 0 < s.artefacts < 10:
         raise OutskirtsError(f"artefacts is {s.artefacts}; give 10 or more images, or 0 for no look")
     for name in ("knn_ratio", "strengths"):
@@ -34,12 +47,31 @@ def check(s) -> None:
         )
     if s.guidance == "noise" and (s.form, s.toward, s.draws) != ("unit", "ood", 1):
         raise OutskirtsError("guidance=noise has no score; leave form, toward and draws out")
-    if s.guidance == "none" and (given := [n for n, v in unset(s).items() if getattr(s, n) != v]):
+    if s.guidance == "none" and (given := changed(s, GUIDING)):
         raise OutskirtsError(f"guidance=none only decodes the anchors, and {given[0]} steers a guidance; leave it out")
     if s.guidance == "none" and s.decoder == NONE:
         raise OutskirtsError("guidance=none only decodes the anchors, and decoder=none does not; leave one of them out")
-    if s.from_anchor and s.decoder != SMALL:
-        raise OutskirtsError(f"from_anchor starts the small decoder, and decoder={s.decoder}; leave one of them out")
+    check_names(s.encoder, s.decoder)
+    if s.decoder == NONE and (given := changed(s, DECODING)):
+        raise OutskirtsError(f"{given[0]} is of decoding, and decoder=none does not decode; leave one of them out")
+    if s.decoder != SMALL and (given := changed(s, OF_SMALL)):
+        raise OutskirtsError(f"{given[0]} is of decoder=small alone, and decoder={s.decoder}; leave one of them out")
+    if s.representation is not None:
+        check_folder(Path(s.representation))
+
+
+def check_images(s, images: Images) -> None:
+    """Raises OutskirtsError for images that a Synthesizer cannot be fitted on: too few, or too large for a small decoder."""
+    held_out(len(images))
+    if len(images) <= s.k:
+        raise OutskirtsError(f"k is {s.k}, of {len(images)} images; give 1 to {len(images) - 1}")
+    if s.decoder == SMALL:
+        side_of(images, s.image_size)
+
+
+def changed(s, names: Container[str]) -> list[str]:
+    """Those of the settings that are not as they are where nobody gives them."""
+    return [f.name for f in fields(s) if f.name in names and getattr(s, f.name) != f.default]
 
 
 def unset(s) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from outskirts.decoders import NONE, SMALL, load_space
 from outskirts.diffuse import Noise, sample
 from outskirts.encoders import embeddings
 from outskirts.errors import OutskirtsError
-from outskirts.fit_representation import RepresentationSettings, fit_representation, held_out
+from outskirts.fit_representation import RepresentationSettings, fit_representation
 from outskirts.guide_minority import jitter, minority
 from outskirts.images import Images
 from outskirts.recipe import DiffusionSettings
@@ -29,7 +29,7 @@ from outskirts.representation import Representation, level, levels
 from outskirts.scores._shared import head_of
 from outskirts.settings import check_above, check_at_least, check_at_most, check_types
 from outskirts.synth._artefact import generator_of
-from outskirts.synth._badood import check, found, unset
+from outskirts.synth._badood import check, check_images, found, unset
 from outskirts.synth._ratio import knn_distance
 from outskirts.synth._shared import as_outliers, feature_outliers, from_sources, pixels_of
 from outskirts.tensors import content_hash
@@ -138,6 +138,7 @@ class Synthesizer:
         In `folder` models and embeddings are kept by what they were made of; `state` is what an earlier fit left in `self.state`.
         Raises OutskirtsError for names that do not go together, embeddings that are not finite, too few images.
         """
+        check_images(self, images)  # what cannot be trained on is told before anything is embedded
         self.images_, self.classifier = images, classifier.to(self.device).frozen()
         where = {"folder": folder, "progress": progress}
         options = {
@@ -150,7 +151,6 @@ class Synthesizer:
             self.encoder, self.decoder, self.classifier, steps=self.steps, scale=self.guidance_scale, **options
         )
         self.head_ = head_of(self.classifier, "decoder=none") if self.decoder == NONE else None
-        held_out(len(images))  # what cannot be trained on is told before anything is embedded
         x = embeddings(self.encoder_, images, **where)
         if self.representation:
             self.model = Representation.load(Path(self.representation), normalizer, self.device)
@@ -162,8 +162,6 @@ class Synthesizer:
             self.z_ = self.model.normalizer(x.to(self.device))
         if self.decoder == SMALL:
             self.decoder_ = self._train_decoder(x, where)
-        if len(images) <= self.k:
-            raise OutskirtsError(f"k is {self.k}, of {len(images)} images; give fewer")
         hashes = {"model": content_hash(self.model.network, self.model.normalizer)}
         hashes |= {"decoder_weights": self.decoder_.weights_hash} if self.decoder_ else {}
         if state and (changed := [k for k, v in hashes.items() if state.get(k) != v]):
