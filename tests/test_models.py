@@ -226,6 +226,9 @@ def test_weights_files(tmp_path, capsys):
             load("resnet_tiny", "plain.pt")
     assert not told  # one line is enough
     assert "run" not in capsys.readouterr().out
+    (tmp_path / "words.pt").write_text("hello world")
+    with pytest.raises(OutskirtsError, match="not a plain torch state dict"):
+        load("resnet_tiny", "words.pt")
     with pytest.raises(OutskirtsError, match="no weights file"):
         load("resnet_tiny", "nowhere.pt")
 
