@@ -17,6 +17,7 @@ from statistics import median
 
 import torch
 
+from outskirts.allocator import keep_freed
 from outskirts.evaluate import collect
 from outskirts.find import find, names
 from outskirts.models import Classifier
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     args = parser.parse_args()
 
+    keep_freed()  # as the command line does
     torch.manual_seed(0)
     classes = [str(k) for k in range(10)]
     classifier = Classifier(small_resnet(args.arch, 10), classes=classes, size=(32, 32)).frozen()
