@@ -81,6 +81,54 @@ def comparison(run: Path, out: Path):
     out.write_text(json.dumps(_rounded(facts)).replace('{"method"', '\n{"method"') + "\n")
 
 
+@main.command()
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--score", default="energy", show_default=True)
+def shared(run: Path, out: Path, score: str):
+    """What another filter, loss or weight does to the same outliers: paired differences to the method that made them, from a run's scores."""
+    import numpy as np
+    import torch
+
+    from outskirts import methods
+    from outskirts.evaluate import compare
+    from outskirts.run import load_run
+    from outskirts.scored import Scored
+    from outskirts.stamp import stamp
+
+    recipe, arrays = load_run(run), np.load(run / "6-bench/scores.npz")
+    rows = json.loads((run / "6-bench/rows.json").read_text())
+    of = {(r["method"], r["seed"], r["set"]): r for r in rows if r["score"] == score and r["set"] not in GROUPS}
+
+    def scored(label: str) -> list[Scored]:
+        scores = lambda seed, part: torch.from_numpy(arrays[f"{label}|{seed}|{score}|{part}"])  # noqa: E731
+        return [
+            Scored(
+                label, seed, score, False, part, r["group"], scores(seed, "id"), scores(seed, part), r["id_accuracy"]
+            )
+            for (method, seed, part), r in of.items()
+            if method == label
+        ]
+
+    pairs = [(a.label, b.label) for a, b in methods.shared(methods.methods(recipe))]
+    known = {label: scored(label) for label in dict.fromkeys(label for pair in pairs for label in pair)}
+    found = [
+        d
+        for a, b in pairs
+        for d in compare(known[a], known[b])
+        if d["set"] in GROUPS and d["metric"] in ("auroc", "fpr95_id")
+    ]
+    facts = {
+        "what": f"shared outliers of {recipe.name}",
+        "score": score,
+        "differences": found,
+        "stamp": stamp(seeds=recipe.seeds),
+    }
+    facts["run"] = json.loads((run / "run.json").read_text())["stamp"]
+    facts["stamp"]["command"] = f"publish.py shared runs/{recipe.name} {out}"
+    out.write_text(json.dumps(_rounded(facts)).replace('{"method"', '\n{"method"') + "\n")
+
+
 def _filter(facts: dict) -> dict:
     """How a filter was calibrated and what it kept, without its curves."""
     reports = [{k: v for k, v in r.items() if k != "curve"} for r in facts["reports"]]

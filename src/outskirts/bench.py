@@ -21,7 +21,7 @@ from outskirts.errors import OutskirtsError
 from outskirts.evaluate import Row, collect, compare, rows
 from outskirts.find import find
 from outskirts.images import Images, spread
-from outskirts.methods import PLAIN, Method, methods
+from outskirts.methods import PLAIN, Method, methods, shared
 from outskirts.progress import track
 from outskirts.recipe import Recipe, labelled
 from outskirts.run import DONE, Run, read_json, write_json
@@ -67,8 +67,9 @@ def bench(run: Run, out: Path) -> None:
 def _differences(
     recipe: Recipe, every: list[Method], found: dict[str, list[Scored]], measured: list[Row]
 ) -> Iterator[Row]:
-    """Each method against the plain classifier, and the compared ones against every baseline, by equal scores; then against the
-    best that these reach with any score, see `ranking.across`. Where nothing was trained, the best score against every other."""
+    """Each method against the plain classifier, the compared ones against every baseline, and those that share outliers against the one
+    that made them, by equal scores; then against the best that baselines reach with any score, see `ranking.across`. Where nothing was
+    trained, the best score against every other."""
     if not every:
         first, *rest = ranking.ranked(ranking.whole(verdict.summarise(measured))) or [None]
         if rest:
@@ -78,9 +79,10 @@ def _differences(
     own = recipe.own or tuple(m.label for m in every[:1])
     for m in every:
         yield from compare(found[PLAIN], found[m.label])
-    for m in (x for x in every if x.label in own):
-        for baseline in (x.label for x in every if x.label not in own):
-            yield from compare(found[baseline], found[m.label])
+    pairs = [(b.label, m.label) for m in every if m.label in own for b in every if b.label not in own]
+    pairs += [(b.label, m.label) for b, m in shared(every) if (b.label, m.label) not in pairs]
+    for before, after in pairs:
+        yield from compare(found[before], found[after])
     for mine, other in ranking.across(ranking.whole(verdict.summarise(measured)), own):
         if mine["score"] != other["score"]:  # equal ones are above
             pair = [(other["score"], mine["score"])]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,12 @@ class Method:
     """Where in the recipe its outliers are described, see `run.fields_of`."""
     filtered: Filtered | None = None
     """Which of the outliers it trains against; none: all."""
+
+
+def shared(every: Sequence[Method]) -> list[tuple[Method, Method]]:
+    """(who made the outliers, who takes them too): what another filter, loss or weight does to the same outliers."""
+    makers = {m.store: m for m in every if m.store and not m.shares}
+    return [(makers[m.store], m) for m in every if m.shares and m.store in makers]
 
 
 def methods(recipe: Recipe) -> list[Method]:
