@@ -60,9 +60,7 @@ def comparison(run: Path, out: Path):
 
     read = lambda name: json.loads((run / name).read_text())  # noqa: E731
     facts = {"what": read("run.json")["recipe"]["name"], **read("run.json"), "methods": read("6-bench/methods.json")}
-    facts["stamp"]["command"] = re.sub(
-        r"--out \S*/", "--out runs/", facts["stamp"]["command"]
-    )  # not whose machine it was
+    facts["stamp"] = _anywhere(facts["stamp"], facts["what"])
     facts["summaries"] = verdict.summarise(read("6-bench/rows.json"))
     facts["differences"] = [
         d
@@ -124,9 +122,14 @@ def shared(run: Path, out: Path, score: str):
         "differences": found,
         "stamp": stamp(seeds=recipe.seeds),
     }
-    facts["run"] = json.loads((run / "run.json").read_text())["stamp"]
+    facts["run"] = _anywhere(json.loads((run / "run.json").read_text())["stamp"], recipe.name)
     facts["stamp"]["command"] = f"publish.py shared runs/{recipe.name} {out}"
     out.write_text(json.dumps(_rounded(facts)).replace('{"method"', '\n{"method"') + "\n")
+
+
+def _anywhere(stamp: dict, name: str) -> dict:
+    """The command as anyone gives it, in no one's own folder."""
+    return stamp | {"command": re.sub(r"--out \S+", f"--out runs/{name}", stamp["command"])}
 
 
 def _filter(facts: dict) -> dict:
