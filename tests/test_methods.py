@@ -54,7 +54,7 @@ def test_every_method_has_its_outliers_and_its_trainings(many, folder):
     assert own[-1]["loss_ood"] != other[-1]["loss_ood"]
 
 
-def test_all_are_held_against_plain_the_compared_against_every_baseline_and_who_shares_outliers_against_their_maker(
+def test_who_is_held_against_whom(
     folder,
 ):
     pairs = {(d["baseline"], d["method"]) for d in read(folder / "6-bench" / "differences.json")}
