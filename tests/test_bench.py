@@ -13,6 +13,7 @@ from PIL import Image
 from outskirts import imglist
 from outskirts.cli import main
 from outskirts.data import load
+from outskirts.find import find
 from outskirts.fit_classifier import fit_classifier
 from outskirts.recipe import ClassifierSettings
 
@@ -52,6 +53,21 @@ def bench(root, out, *more, options=("--train", "train", "--id", "test", "--near
     page = (Path(out) / "7-report" / "report.html").read_text()
     words = html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL))
     return found, re.sub(r"\s+", " ", words), result
+
+
+def test_who_reads_images_is_not_shown_those_that_it_does_not_score(pictures, tmp_path, monkeypatch):
+    odin, seen = find("scores", "odin"), []
+    observe = odin.observe
+    monkeypatch.setattr(odin, "observe", lambda self, look: seen.append(len(look.images)) or observe(self, look))
+    bench(pictures, tmp_path, "--score", "odin")
+    assert seen == [
+        2,
+        10,
+        2 * FEW,
+        6,
+        FEW,
+        FEW,
+    ]  # a try, validation, test, threshold, near, far; of 84 to learn from, none
 
 
 def test_a_bench_alone_measures_folders_and_writes_the_page(pictures, tmp_path):

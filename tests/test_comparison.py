@@ -37,6 +37,14 @@ def run(tmp_path):
     return comparison_run.make(tmp_path / "run", METHODS, SCORES, own=own, plain_scores=("vim",))
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a run whose page is written, and the page; tests leave it as it is."""
+    own, folder = ("good", "good-image"), tmp_path_factory.mktemp("runs") / "run"
+    comparison_run.make(folder, METHODS, SCORES, own=own, plain_scores=("vim",))
+    return folder, written(folder)
+
+
 def rows_of_main(text):
     """(method and score as sorted by, {'metric number': values in the order of the places}, text of each cell) of each row."""
     body = text[text.index('<table class="sortable main"') :]
@@ -49,8 +57,8 @@ def rows_of_main(text):
         yield re.search(r'data-v="([^"]+)"', row)[1], values, row
 
 
-def test_every_number_of_the_main_table_is_the_one_of_the_json(run):
-    _, text, facts = written(run)
+def test_every_number_of_the_main_table_is_the_one_of_the_json(done):
+    _, (_, text, facts) = done
     known = {(s["method"], s["score"], s["place"]): s for s in facts["tables"]}
     names = {f"{wording.label(m)} {wording.label(s)}": (m, s) for m, s, _ in known}
     found = list(rows_of_main(text))
@@ -64,8 +72,8 @@ def test_every_number_of_the_main_table_is_the_one_of_the_json(run):
                 assert f"{wording.pct(c[1])}{wording.DASH}{wording.pct(c[2])}" in row
 
 
-def test_rows_start_in_the_order_that_the_heading_says_and_every_heading_can_be_pressed(run):
-    page, text, _ = written(run)
+def test_rows_start_in_the_order_that_the_heading_says_and_every_heading_can_be_pressed(done):
+    _, (page, text, _) = done
     values = [v[0][2] for _, v, _ in rows_of_main(text)]
     assert values == sorted(values, reverse=True)
     sorted_by = [a for tag, a in page.tags if tag == "th" and "aria-sort" in a]
@@ -77,8 +85,8 @@ def test_rows_start_in_the_order_that_the_heading_says_and_every_heading_can_be_
     assert set(lower) == {"ascending"}  # of both FPR95, the lowest first
 
 
-def test_page_fetches_nothing_and_links_to_the_report_and_back(run):
-    page, text, _ = written(run)
+def test_page_fetches_nothing_and_links_to_the_report_and_back(done):
+    run, (page, text, _) = done
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text, re.IGNORECASE)
     assert not {"link", "iframe", "object", "img"} & {tag for tag, _ in page.tags}
     assert all("src" not in a for tag, a in page.tags if tag == "script")
@@ -103,8 +111,8 @@ def test_labels_are_escaped_in_the_page_and_in_the_data_of_its_script(tmp_path):
     assert [evil, "plain"] in json.loads(data)["forest"]["pairs"]
 
 
-def test_forest_holds_the_differences_of_the_bench_with_the_verdict_of_their_interval(run):
-    _, text, _ = written(run)
+def test_forest_holds_the_differences_of_the_bench_with_the_verdict_of_their_interval(done):
+    run, (_, text, _) = done
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
     forest = json.loads(data)["forest"]
     rows = json.loads((run / "6-bench/differences.json").read_text())
@@ -220,8 +228,8 @@ def test_what_is_transductive_or_misses_a_set_is_marked_and_never_the_best(run):
     assert text.count("VOS, kNN") == 1  # in the notes
 
 
-def test_only_what_may_be_bold_is_marked_for_the_script_that_makes_the_shown_best_bold(run):
-    _, text, facts = written(run)
+def test_only_what_may_be_bold_is_marked_for_the_script_that_makes_the_shown_best_bold(done):
+    _, (_, text, facts) = done
     fair = {(s["method"], s["score"]) for s in ranking.whole(facts["tables"])}
     names = {f"{wording.label(m)} {wording.label(s)}": (m, s) for m, s in fair}
     for name, _, row in rows_of_main(text):
@@ -358,8 +366,8 @@ def test_where_there_is_nothing_to_compare_there_is_no_page(tmp_path, methods, s
     assert "comparison.html" not in (folder / "7-report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_report_is_about_the_own_method_and_leaves_the_others_to_the_comparison(run):
-    write_report(run)
+def test_the_report_is_about_the_own_method_and_leaves_the_others_to_the_comparison(done):
+    run, _ = done
     facts = json.loads((run / "7-report" / "report.json").read_text())
     assert {s["method"] for s in facts["tables"]} == {"plain", "good", "noise"}
     assert {(d["method"], d["baseline"]) for d in facts["differences"]} <= {

@@ -34,7 +34,7 @@ def settings(**kwargs):
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample"])
 def test_it_learns_its_classes(tmp_path, kind):
-    fit_diffusion(two_tones(), tmp_path, settings(prediction_type=kind), progress=False)
+    fit_diffusion(two_tones(), tmp_path, settings(prediction_type=kind, steps=100), progress=False)
     model = load_diffusion(str(tmp_path))
     cond = model.condition(labels=[0] * 16 + [1] * 16)
     x = sample(clip(cfg(model, *cond, 1.0)), Noise(range(32), model.shape)(), model.levels(10))

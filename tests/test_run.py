@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from outskirts.bench import _facts
+from outskirts.cli import main
 from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.methods import methods
@@ -316,32 +318,22 @@ def test_held_out_outliers_are_a_tenth_and_mix_the_classes():
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_outliers(folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "outskirts",
-        "synth",
-        "own.tiny",
-        "-q",
-        "-o",
-        str(tmp_path),
-        f"classifier={folder}/1-classifier",
-    ]
+    command = ["synth", "own.tiny", "-q", "-o", str(tmp_path), f"classifier={folder}/1-classifier"]
     command += ["synth.seconds=0.3", "floor=false"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     store = tmp_path / "3-synth" / "store"
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("shard-*"))) < 2:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([sys.executable, "-m", "outskirts", *command], env=env, **out) as process:
+        deadline = time.monotonic() + 120
+        while len(list(store.glob("shard-*"))) < 2:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
     kept = shards(tmp_path)
     assert 2 <= len(kept) < 5
     assert not (tmp_path / "3-synth" / "done.json").exists()
     times = {p: p.stat().st_mtime_ns for p in store.glob("shard-*")}
-    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert CliRunner().invoke(main, command).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in times} == times
     assert shards(tmp_path) == shards(folder)

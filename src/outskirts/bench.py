@@ -115,7 +115,7 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     made = {label: s for label, s in made.items() if label not in failed}
     look = partial(collect, classifier, observers=made.values())
     wanted = ("val", "test", *(["calibration"] if keep else []))  # the threshold is that of the detector that is kept
-    outputs = {name: look(parts[name]) for name in wanted} | {"train": look(bank)}
+    outputs = {name: look(parts[name]) for name in wanted} | {"train": collect(classifier, bank)}
     sets = {label: (group, look(images)) for label, (group, images) in run.inputs.ood.items()}
     of = m or next(iter(methods(r)), None)
     apart = _outputs(classifier, split_outliers(run, of)[1]) if of and "train" in r.stages else None

@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from outskirts.recode import recode
 
@@ -32,6 +31,8 @@ def _of_kind(
     x: UInt8[Tensor, "n 3 H W"], kind: str, part: float, generator: torch.Generator
 ) -> UInt8[Tensor, "n 3 H W"]:
     """`part` of the strongest, above 0 and up to 1."""
+    from torchvision.transforms.v2 import functional as tv  # two seconds, which only those who spoil images wait for
+
     side = min(x.shape[2:])
     grey = bool((x == x[:, :1]).all())
     if kind == "blur":

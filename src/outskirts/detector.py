@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,10 @@ class Detector:
         """
         if isinstance(score, Prepared):
             score.prepare(classifier, train, train.labels)
-        outputs = {
-            name: None if images is None else collect(classifier, images, batch_size=batch_size, observers=[score])
-            for name, images in {"train": train, "val": val, "outliers": outliers, "held_out": held_out}.items()
-        }
+        look = partial(collect, classifier, batch_size=batch_size)
+        seen = {"val": val, "outliers": outliers, "held_out": held_out}
+        outputs = {name: None if images is None else look(images, observers=[score]) for name, images in seen.items()}
+        outputs["train"] = look(train)
         warn_of_fit("score", score, outputs["train"], classifier.classes)
         read = {name: outputs[name] for name in ("val", "outliers")}
         score = fit_score(score, outputs["train"], **read, classifier=classifier)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from outskirts import metrics, verdict
@@ -178,8 +178,8 @@ def _compare(before: Sequence[Scored], after: Sequence[Scored]) -> Iterator[Row]
             seeds = np.array([_point(a, m) - _point(b, m) for b, a in members])
             images = np.mean([_replicates(a, m) - _replicates(b, m) for b, a in members], axis=0).std(ddof=1)
             diff, n = float(seeds.mean()), len(seeds)
-            over_seeds = stats.t.ppf(0.975, n - 1) * seeds.std(ddof=1) / n**0.5 if n > 1 else 0.0
-            half = float(np.hypot(over_seeds, stats.norm.ppf(0.975) * images))
+            over_seeds = stdtrit(n - 1, 0.975) * seeds.std(ddof=1) / n**0.5 if n > 1 else 0.0
+            half = float(np.hypot(over_seeds, ndtri(0.975) * images))
             lo, hi = max(-1.0, diff - half), min(1.0, diff + half)  # metrics are shares: no difference is larger
             line = {
                 "method": first_a.method,

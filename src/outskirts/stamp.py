@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _digest(file) -> str:  # Python 3.10 has no file_digest
     return digest.hexdigest()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -111,6 +111,9 @@ class Look:
 class Observer(Protocol):
     """A score that reads more than Outputs: images, gradients, feature maps. It looks at each batch in the one pass over the data.
 
+    At what is scored, and at validation images, which `fit` can read; not at the training images, whose pass a second look would double.
+    One that learns from those is `Prepared`.
+
     Where it has them, `gradient = True` says that it differentiates `look.outputs` by `look.images`, and `watches(classifier, images)`
     gives the names of the modules of `classifier.net` that it wants in `look.maps`.
     """

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from outskirts.wording import NOISE, PLAIN, finite, label, pct, signed
 
@@ -86,13 +86,15 @@ def _accuracy(row: Mapping) -> list:
 
 @cache
 def _wilson(hits: int, n: int) -> tuple[float, float]:
-    interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    from scipy.stats import binomtest  # half a second, which scoring an image need not wait for
+
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 
 @cache
 def _t(freedom: int) -> float:
-    return float(stats.t.ppf(0.975, freedom))
+    return float(stdtrit(freedom, 0.975))
 
 
 def as_it_is(c: Mapping) -> bool:

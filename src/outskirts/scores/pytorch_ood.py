@@ -68,8 +68,10 @@ class Score:
         classifier=None,
     ) -> "Score":
         cls, kind, who = detector_class(self.detector), self.kind, f"pytorch-ood's {self.detector}"
-        if kind == "images":
-            self._said(train)
+        if kind == "images":  # what fails fails here, if it has looked at any
+            for seen in (train, val):
+                if seen is not None and self.observes in seen.observed:
+                    self._said(seen)
             return self
         if asks_for_head(cls):
             self.weight_, self.bias_ = head_of(classifier, who)
