@@ -61,9 +61,9 @@ def main(folder, near, weaker, seeds, only, json_):
             found.append(judged(run, after, sets))
         lines.append({"setting": name, **{k: [f[k] for f in found] for k in found[0]}})
         print(json.dumps(lines[-1]), flush=True)
-    if json_:
-        facts = {"what": "why GOOD does not lead", "recipe": run.recipe.name, "seeds": seeds, "judges": {k: len(v) for k, v in sets.items()}}  # fmt: skip
-        json_.write_text(json.dumps(facts | {"settings": lines, "stamp": stamp(seeds=seeds)}, indent=1) + "\n")
+        if json_:  # after each, for a call may be stopped
+            facts = {"what": "why GOOD does not lead", "recipe": run.recipe.name, "seeds": seeds, "judges": {k: len(v) for k, v in sets.items()}}  # fmt: skip
+            json_.write_text(json.dumps(facts | {"settings": lines, "stamp": stamp(seeds=seeds)}, indent=1) + "\n")
 
 
 def settings(run: Run, weaker: str | None) -> dict[str, tuple]:
@@ -116,8 +116,7 @@ def judges(run: Run, near: str) -> dict[str, Images]:
 def judged(run: Run, classifier, sets: dict[str, Images]) -> dict[str, float]:
     """AUROC of energy and kNN distance between validation images and each set; accuracy on the former."""
     outputs = {name: collect(classifier, images) for name, images in sets.items()}
-    train_images, n = run.inputs.parts["train"], run.recipe.fit_images
-    bank = train_images if n is None else spread(train_images, n)
+    bank = run.inputs.bank
     given = run.recipe.score_with.get("knn", {})
     knn = Neighbour(**given).fit(collect(classifier, bank), bank.labels)
     facts = {"val_accuracy": float((outputs["val"].logits.argmax(1) == sets["val"].labels).float().mean())}

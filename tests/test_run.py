@@ -304,6 +304,8 @@ def test_only_the_default_neighbour_is_capped_and_that_is_said(folder, tmp_path)
     capped = _facts(Run(default, tmp_path / "out"), methods(default)[0])
     assert capped["knn_k"] < 60
     assert capped["knn_k_capped_from"] == 100
+    fewer = dataclasses.replace(few, fit_images=15)  # as for the scores, beside which the distances are drawn
+    assert _facts(Run(fewer, tmp_path / "out"), methods(fewer)[0])["bank"] == 15 < capped["bank"]
     asked = _facts(Run(few, tmp_path / "out"), methods(few)[0])
     assert asked["knn_k"] == 10
     assert "knn_k_capped_from" not in asked

@@ -126,14 +126,21 @@ def load_weights(net: nn.Module, path: str) -> None:
         raise OutskirtsError(f"{path} does not fit a {type(net).__name__}: {detail[:200]}") from e
 
 
-def _timm(ident: str, pretrained: bool, num_classes: int | None):
+def check_timm(ident: str) -> None:
+    """Raises OutskirtsError for a model that timm does not know; nothing is built, and an id of the Hub is not looked up."""
     import timm
-    from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 
     if ":" not in ident and not timm.is_model(ident.partition(".")[0]):
         raise OutskirtsError(
             f"timm has no model {ident!r}{did_you_mean(ident, timm.list_models())}; see timm.list_models()"
         )
+
+
+def _timm(ident: str, pretrained: bool, num_classes: int | None):
+    import timm
+    from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+
+    check_timm(ident)
     extra = {} if num_classes is None else {"num_classes": num_classes}
     with _reaching(f"timm:{ident}", "the Hugging Face Hub and timm's cache"):
         net = timm.create_model(ident, pretrained=pretrained, **extra)

@@ -20,7 +20,7 @@ from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import Row, collect, compare, rows
 from outskirts.find import find
-from outskirts.images import Images, spread
+from outskirts.images import Images
 from outskirts.methods import PLAIN, Method, methods, shared
 from outskirts.progress import track
 from outskirts.recipe import Recipe, labelled
@@ -110,7 +110,7 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     classifier = trained(run, m, seed) if m else run.inputs.classifier()
     parts = run.inputs.parts
     made = dict(make_scores(r, (*r.scores, *(() if m else r.plain_scores))))
-    bank = parts["train"] if r.fit_images is None else spread(parts["train"], r.fit_images)
+    bank = run.inputs.bank
     failed = dict(_blind(made, classifier, bank, parts["val"]))
     made = {label: s for label, s in made.items() if label not in failed}
     look = partial(collect, classifier, observers=made.values())
@@ -187,8 +187,7 @@ def _facts(run: Run, m: Method) -> dict[str, Any]:
     """What the plain classifier says of every outlier, before any training, and of ID validation images, to set it against."""
     ids, found = outliers(run, m)
     classifier = run.inputs.classifier()
-    parts = run.inputs.parts
-    train, labels = collect(classifier, parts["train"]), parts["train"].labels
+    train, labels = collect(classifier, run.inputs.bank), run.inputs.bank.labels
     given = run.recipe.score_with.get("knn", {}).get("k")
     k = min(Neighbour.k, len(train)) if given is None else given  # as in scores.npz, beside which they are drawn
     scores = {
@@ -204,7 +203,8 @@ def _facts(run: Run, m: Method) -> dict[str, Any]:
 
     return {
         "outliers": {"id": ids, **facts(_outputs(classifier, found))},
-        "id_val": facts(collect(classifier, parts["val"])),
+        "id_val": facts(collect(classifier, run.inputs.parts["val"])),
+        "bank": len(train),
         "knn_k": k,
         **({"knn_k_capped_from": Neighbour.k} if given is None and k < Neighbour.k else {}),
     }

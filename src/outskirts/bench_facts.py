@@ -12,7 +12,7 @@ from outskirts import benchmarks, checks, gallery, inspection, score_checks
 from outskirts.benchmarks import APPROXIMATION, MATCHES, MISSING, ROLES, Benchmark
 from outskirts.data import load
 from outskirts.find import find
-from outskirts.images import Images, spread
+from outskirts.images import Images
 from outskirts.inputs import Inputs
 from outskirts.methods import Method, methods
 from outskirts.recipe import labelled
@@ -56,7 +56,7 @@ def early(run: Run) -> list[str]:
     said = checks.warnings_of(_not_tested(run), inputs.parts["test"], inputs.ood, inputs.shifted, decode=False)
     for label, images in trained_on(run) if checks.held(*ood.values()) else ():
         said += checks.of_outliers(label, images, inputs.ood) if checks.held(images) else []
-    bank = _bank(run)
+    bank = run.inputs.bank
     for label, name in map(labelled, (*r.scores, *r.plain_scores)):
         if name in ("knn", "unified"):
             k = r.score_with.get(label, {}).get("k", find("scores", name).k)
@@ -64,17 +64,11 @@ def early(run: Run) -> list[str]:
     return said
 
 
-def _bank(run: Run) -> Images:
-    """The images that scores are fitted on."""
-    train, most = run.inputs.parts["train"], run.recipe.fit_images
-    return train if most is None else spread(train, most)
-
-
 def _of_dimensions(run: Run) -> list[str]:
     """Scores that estimate more of the features than the images that they are fitted on can say; asks for the classifier."""
     from outskirts.bench import make_scores  # it imports this module
 
-    bank, size = _bank(run), run.inputs.classifier().feature_dim
+    bank, size = run.inputs.bank, run.inputs.classifier().feature_dim
     facts = (bank.labels.numpy(), bank.classes, size)
     return [
         line for label, s in make_scores(run.recipe) for line in score_checks.of_dimensions(f"score.{label}", s, *facts)

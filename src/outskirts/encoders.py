@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from outskirts.architectures import build
+from outskirts.architectures import build, check_timm
 from outskirts.errors import OutskirtsError
 from outskirts.images import Images
 from outskirts.progress import track
@@ -107,6 +107,8 @@ def check_encoder(name: str) -> None:
         raise OutskirtsError(f"no encoder {name!r}; give classifier, timm:ID or clip:ID")
     if kind == "clip":
         check_place(f"encoder={name}", ident, parts=True)
+    if kind == "timm":
+        check_timm(ident.partition("?")[0])
 
 
 def check_place(what: str, ident: str, *, parts: bool = False) -> None:

@@ -13,7 +13,7 @@ import torch
 from outskirts import images as image_sets
 from outskirts.data import load, require_labels, split
 from outskirts.errors import OutskirtsError
-from outskirts.images import Images
+from outskirts.images import Images, spread
 from outskirts.imbalance import imbalanced
 from outskirts.load_diffusion import located
 from outskirts.models import Classifier, check_classes, load_classifier
@@ -51,6 +51,12 @@ class Inputs:
             found["train"] = imbalanced(found["train"], r.imbalance, seed=r.seed)
         val, calibration = split(found["val"], CALIBRATION, seed=r.seed)
         return found | {"val": val, "calibration": calibration}
+
+    @cached_property
+    def bank(self) -> Images:
+        """The training images that scores are fitted on: all, or `fit_images` of them, evenly spread."""
+        train, most = self.parts["train"], self.recipe.fit_images
+        return train if most is None else spread(train, most)
 
     @cached_property
     def ood(self) -> dict[str, tuple[str, Images]]:

@@ -174,9 +174,8 @@ class _Trial:
         return text, steps * self._training_step(s.batch_size + s.outlier_batch_size)
 
     def _bench(self, step: Step) -> tuple[str, float]:
-        bank = min(self.recipe.fit_images or self.n["train"], self.n["train"])
         once = sum(self.n[k] for k in ("val", "test"))  # the two whose detectors are kept look at `calibration` too
-        images = bank + once + sum(len(x) for _, x in self.run.inputs.ood.values())
+        images = len(self.run.inputs.bank) + once + sum(len(x) for _, x in self.run.inputs.ood.values())
         classifiers = 1 + sum(s.stage == "train" for s in self.run.steps)
         return f"{classifiers} classifiers, {images} images each", classifiers * images * self.per_image
 

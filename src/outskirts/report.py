@@ -117,7 +117,9 @@ def gather(folder: Path) -> dict:
         "verdict": said,
         "seconds": seconds(folder),
         "histograms": histograms(scores, method, found, facts_of),
-        "outside": inspection.outside(found, facts_of, id_val) if stored and measured else None,
+        "outside": inspection.outside(found, facts_of, id_val) | {"bank": measured.get("bank")}
+        if stored and measured
+        else None,
         "energy_grid": inspection.energy_grid(stored, facts_of.get("energy", nowhere)),
         "left_out": dict(Counter(r["left_out"] for r in stored if r["left_out"])),
         "nearest": nearest(found, facts_of, id_val),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from outskirts.errors import OutskirtsError
-from outskirts.images import Images, spread
+from outskirts.images import Images
 from outskirts.recipe import Recipe, labelled
 from outskirts.types import Outputs
 
@@ -86,10 +86,9 @@ def warn_of_fit(what: str, score, train: Outputs, classes: Sequence[str] = ()) -
         log.warning("%s", line)
 
 
-def enough_for_scores(recipe: Recipe, scores: Iterable[tuple[str, object]], train: Images) -> None:
-    """Raise OutskirtsError for a score that looks for the k-th neighbour among the images that it is fitted on and finds fewer."""
+def enough_for_scores(recipe: Recipe, scores: Iterable[tuple[str, object]], bank: Images) -> None:
+    """Raise OutskirtsError for a score that looks for the k-th neighbour in `bank`, which it is fitted on, and finds fewer."""
     names = dict(map(labelled, (*recipe.scores, *recipe.plain_scores)))
-    bank = train if recipe.fit_images is None else spread(train, recipe.fit_images)
     n = len(bank)
     for label, score in scores:
         if names[label] in ("knn", "unified") and not 1 <= score.k <= n:

@@ -144,7 +144,7 @@ def check(run: Run, todo: Sequence[Step]) -> None:
     if r.classifier != "fit" and any("classifier" in step.images for step in todo):
         run.inputs.classifier()  # loaded, and of as many classes as the images have
     if "bench" in stages:
-        enough_for_scores(r, make_scores(r), run.inputs.parts["train"])
+        enough_for_scores(r, make_scores(r), run.inputs.bank)
         kept.choose(r.detector_score, dict(make_scores(r)))
         said += bench_facts.early(run)
     for line in said:
