@@ -329,7 +329,7 @@ def test_estimates_train_a_few_steps(latent):
         ),
         ({"decoder": "unclip:../models/unclip"}, "there is no folder '../models/unclip'"),
         ({"encoder": "dino"}, "no encoder 'dino'; give classifier, timm:ID or clip:ID"),
-        ({"encoder": "timm:resnet_18"}, "timm has no model 'resnet_18'; did you mean"),
+        ({"encoder": "timm:resnet_18"}, "timm has no model 'resnet_18', did you mean"),
         ({"encoder": "clip:TYPO"}, "there is no folder 'TYPO'"),
         ({"encoder": "clip:/nowhere/clip"}, "there is no folder '/nowhere/clip'"),
         (
