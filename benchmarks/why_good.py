@@ -17,6 +17,7 @@ import click
 import numpy as np
 import torch
 
+from outskirts.allocator import keep_freed
 from outskirts.data import load
 from outskirts.evaluate import collect
 from outskirts.images import Images, spread
@@ -43,6 +44,7 @@ JUDGES = 2000
 @click.option("--only", default=None, help="Settings to measure, by name and with commas; none: all.")
 @click.option("--json", "json_", type=click.Path(path_type=Path), default=None)
 def main(folder, near, weaker, seeds, only, json_):
+    keep_freed()  # as the command line does
     run = Run(load_run(folder), folder, progress=False)
     seeds = [int(s) for s in seeds.split(",")]
     sets = judges(run, near)
