@@ -5,7 +5,7 @@
 
 The ID side are validation images. The OOD side are `--near`, real images that are in no test set, and made of the validation images
 themselves, shuffled patches and mixed pairs. Each setting differs from the run's own in one thing; seeds are none of a recipe's. Outliers are
-kept in FOLDER-why, so that a stopped call goes on.
+kept in FOLDER-why and numbers in the JSON, so that a stopped call goes on.
 """
 
 import dataclasses
@@ -48,9 +48,13 @@ def main(folder, near, weaker, seeds, only, json_):
     run = Run(load_run(folder), folder, progress=False)
     seeds = [int(s) for s in seeds.split(",")]
     sets = judges(run, near)
-    lines = [{"setting": "plain", **judged(run, run.inputs.classifier(), sets)}]
-    print(json.dumps(lines[0]), flush=True)
+    facts = {"what": "why GOOD does not lead", "recipe": run.recipe.name, "seeds": seeds, "judges": {k: len(v) for k, v in sets.items()}}  # fmt: skip
+    known = measured(json_, facts)
+    lines = [known.get("plain") or {"setting": "plain", **judged(run, run.inputs.classifier(), sets)}]
     for name, (synth, options, n, changes) in settings(run, weaker).items():
+        if name in known:
+            lines.append(known[name])
+            continue
         if only and name not in only.split(","):
             continue
         outliers = made(run, folder.with_name(folder.name + "-why"), synth, options, n)
@@ -64,8 +68,16 @@ def main(folder, near, weaker, seeds, only, json_):
         lines.append({"setting": name, **{k: [f[k] for f in found] for k in found[0]}})
         print(json.dumps(lines[-1]), flush=True)
         if json_:  # after each, for a call may be stopped
-            facts = {"what": "why GOOD does not lead", "recipe": run.recipe.name, "seeds": seeds, "judges": {k: len(v) for k, v in sets.items()}}  # fmt: skip
             json_.write_text(json.dumps(facts | {"settings": lines, "stamp": stamp(seeds=seeds)}, indent=1) + "\n")
+
+
+def measured(path: Path | None, facts: dict) -> dict[str, dict]:
+    """The settings that an earlier call with the same facts has measured, by name."""
+    if path is None or not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    same = all(found[k] == v for k, v in facts.items())
+    return {line["setting"]: line for line in found["settings"]} if same else {}
 
 
 def settings(run: Run, weaker: str | None) -> dict[str, tuple]:
