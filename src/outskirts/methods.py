@@ -75,7 +75,8 @@ def methods(recipe: Recipe) -> list[Method]:
         raise OutskirtsError(f"methods: {twice[0]!r} stands for two methods; give one of them another label")
     if unknown := [label for label in recipe.own if label not in labels]:
         raise OutskirtsError(
-            f"own names {unknown[0]!r}, which is no method{did_you_mean(unknown[0], labels)}; there are {', '.join(labels)}"
+            f"own names {unknown[0]!r}, which is no method{did_you_mean(unknown[0], labels)}; there are {', '.join(labels)}; "
+            f"name those that are compared with the others, e.g. own={labels[0]}"
         )
     return list(plan((m, filters.get(m.label)) for m in found))
 
