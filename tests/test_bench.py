@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from outskirts import imglist
+from outskirts import boards, imglist
 from outskirts.cli import main
 from outskirts.data import load
 from outskirts.find import find
@@ -224,6 +224,44 @@ def test_scores_that_are_not_finite_are_left_out_and_counted_on_the_page(picture
     assert "left out" in page
 
 
+UNABLE = """
+import torch
+
+
+class Score:
+    differentiable = False
+    transductive = False
+
+    def fit(self, train, labels, *, val=None, outliers=None):
+        return self
+
+    def __call__(self, outputs):
+        return torch.full((len(outputs),), {value})
+"""
+
+
+def test_what_is_constant_or_not_finite_sets_no_threshold_and_is_not_offered(pictures, tmp_path, monkeypatch, caplog):
+    (tmp_path / "mine").mkdir()
+    for name, value in (("constant", "1.0"), ("nan", "torch.nan")):
+        (tmp_path / "mine" / f"{name}.py").write_text(UNABLE.format(value=value))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = [w for x in ("energy", "msp", "c=mine.constant", "n=mine.nan") for w in ("--score", x)]
+    shifted = ("id_val=digits[0-1]", f"shifted=folder:{pictures}/test")
+    found, _, result = bench(pictures, tmp_path / "o", *words, *shifted)
+    assert "give detector_score=msp and" in result.stderr
+    told, written = ([w for w in words if "is left out on" in w] for words in (caplog.messages, found["warnings"]))
+    assert told == written
+    assert len(told) == 2  # of the full spectrum, nothing that was said already
+    for name, why in (("c", "every score is 1"), ("n", "scores are NaN or infinite")):
+        caplog.clear()
+        bench(pictures, tmp_path / name, *words, "id_val=digits[0-1]", f"detector_score={name}")
+        (line,) = (x for x in caplog.messages if x.startswith("no detector was written"))
+        assert line.startswith(f"no detector was written: score '{name}' sets no threshold")
+        assert why in line
+        assert not (tmp_path / name / "6-bench/detector").exists()
+
+
 @pytest.fixture
 def named(pictures, tmp_path):
     """A benchmark of the folders, with shifted ID images; one part is nowhere."""
@@ -255,16 +293,28 @@ def named(pictures, tmp_path):
     return lambda *more: write(*(part(*m) for m in more))
 
 
-def test_a_benchmark_that_matches_has_published_rows_and_a_full_spectrum(pictures, named, tmp_path):
+def test_a_benchmark_that_matches_has_published_rows_and_a_full_spectrum(pictures, named, tmp_path, monkeypatch):
     options = ()
+    found, *_ = bench(pictures, tmp_path / "n", "--benchmark", named(), "--score", "msp", options=options)
+    assert found["published"] == []
+    assert any("(standard) are not printed beside yours: its class list" in w for w in found["warnings"])
+    monkeypatch.setattr(boards, "boards", lambda: {"cifar10": json.loads(named().read_text())})
     found, page, _ = bench(pictures, tmp_path / "o", "--benchmark", named(), "--score", "energy", options=options)
     assert found["benchmark"]["matches"]
+    assert found["published"]
     assert {p["state"] for p in found["benchmark"]["parts"]} == {"matches"}
     assert all(r["published"] for r in found["published"])
     assert "published" in page
     wide = {r["set"]: r for r in found["full_spectrum"]}
     assert wide["sevens"]["n_id"] == 2 * FEW + 100
     assert next(r for r in found["rows"] if r["set"] == "sevens")["n_id"] == 2 * FEW
+    assert "Full spectrum" in page
+
+
+def test_shifted_folders_of_one_s_own_give_a_full_spectrum(pictures, tmp_path):
+    options = ("--train", "train", "--id", "test", "--near", "near", "--shifted", "train")
+    found, page, _ = bench(pictures, tmp_path / "o", "--score", "msp", options=options)
+    assert {r["set"]: r["n_id"] for r in found["full_spectrum"]}["near"] == 2 * FEW + 100
     assert "Full spectrum" in page
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from outskirts import benchmarks, imglist, shelf
+from outskirts import bench_verb, benchmarks, boards, imglist, shelf
+from outskirts.bench_verb import recipe_of
 from outskirts.benchmarks import APPROXIMATION, MATCHES, MISSING, ROLES
 from outskirts.cli import main
 from outskirts.errors import OutskirtsError
@@ -38,7 +39,6 @@ def own(tmp_path):
         "about": "Tiny.",
         "source": "made here",
         "size": [6, 5],
-        "published": "cifar10",
         "classes": {"n": 2, "sha256": imglist.names_hash(["cat", "dog"])},
         "parts": [
             part("id", "train", "folder:{root}/train", 8),
@@ -48,9 +48,9 @@ def own(tmp_path):
         ],
     }
 
-    def write(**parts):
+    def write(published=None, **parts):
         changed = [p | parts.get(p["label"], {}) for p in facts["parts"]]
-        (tmp_path / "tiny.json").write_text(json.dumps(facts | {"parts": changed}))
+        (tmp_path / "tiny.json").write_text(json.dumps(facts | {"published": published, "parts": changed}))
         return f"{tmp_path}/tiny.json"
 
     write()
@@ -66,7 +66,8 @@ def test_every_part_that_is_what_the_manifest_says_matches(own, tmp_path):
     assert found.matches
     assert {p.label: p.found for p in found.parts} == {"train": 8, "test": 6, "cars": 5, "sea": 2}
     why = {p.label: p.why for p in found.parts}
-    assert why["cars"] == why["sea"] == ""  # by their hash
+    assert why["cars"] == "by the names of its files; what is in the files was not hashed"
+    assert why["sea"] == "by the list of its files and labels; what is in the files was not hashed"
     assert why["train"] == "by its class list and count"
 
 
@@ -221,9 +222,90 @@ def test_a_benchmark_that_can_never_match_says_so_and_shows_its_published_rows(t
     assert str(places).startswith("approximation: the papers draw 2,000 images of Places365 and do not say which")
     text = shelf.benchmark_text("cifar100-papers", ["root=nowhere"])
     assert "Never a match as a whole" in text
-    assert "5 published rows" in text
+    assert (
+        "5 published rows are never printed beside yours: no hash tells whether the images of Places365, LSUN-R, iSUN"
+        in text
+    )
     # GOOD, Table 2
     assert "GOOD (128 px) / unified, transductive (likely) †: AUROC 94.68, fpr95 as published 19.50" in text
+
+
+def test_rows_stand_only_beside_the_images_that_they_were_measured_on(own, tmp_path, monkeypatch):
+    name = own("cifar10")
+    text = shelf.benchmark_text(name, [f"root={tmp_path}"])
+    assert (
+        "61 published rows are never printed beside yours: its class list is not that of the benchmark cifar10" in text
+    )
+    assert benchmarks.load(name, tmp_path).matches
+    assert benchmarks.load(name, tmp_path).published() == []
+    packaged = json.loads((tmp_path / "tiny.json").read_text())
+    monkeypatch.setattr(boards, "boards", lambda: {"cifar10": packaged})
+    assert len(benchmarks.load(name, tmp_path).published()) == 61
+    name = own("cifar10", cars={"images": 4, "files_sha256": "0"})
+    barred = dict.fromkeys(
+        ("standard", "full-spectrum"), "no part of it has the count and hash of cars in the benchmark cifar10"
+    )
+    assert benchmarks.load(name, tmp_path).barred == barred
+    packaged["parts"].pop()
+    assert benchmarks.load(own("cifar10"), tmp_path).barred["standard"] == "the benchmark cifar10 has no part like sea"
+    assert "no packaged benchmark has rows of that name" in benchmarks.load(own("cifar"), tmp_path).barred["standard"]
+
+
+def test_full_spectrum_rows_that_never_match_are_said_to(tmp_path):
+    text = shelf.benchmark_text("imagenet200", ["root=nowhere"])
+    assert "55 published rows are printed beside yours where every part matches" in text
+    assert (
+        "full-spectrum rows are never printed beside yours: no hash tells whether the images of ImageNet-V2, ImageNet-C"
+        in text
+    )
+    text = shelf.benchmark_text("imagenet1k", ["root=nowhere"])
+    assert "full-spectrum rows are printed beside yours where every part, shifted ID too, matches" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"about": "a",\n "source" 3}', "line 2, column 11 is not JSON: Expecting ':' delimiter"),
+        ("[]", "it is [], it takes an object with about, source, classes, parts"),
+        ('{"about": "a", "source": "b", "parts": []}', "it has no 'classes'"),
+        (
+            '{"about": "a", "source": "b", "classes": {"n": "2", "sha256": ""}, "parts": []}',
+            "'n' of its 'classes' is \"2\", it takes a whole number",
+        ),
+        ({"get": None}, "'get' of part 3 (cars) is null, it takes a text"),
+        ({"images": "5"}, "'images' of part 3 (cars) is \"5\", it takes a whole number"),
+        ({"role": "nearby"}, "part 3 (cars) has the role 'nearby', accepted: id, "),
+        ({"at": [{"name": "digits"}]}, "part 3 (cars) is at 'digits', accepted: imglist:, "),
+    ],
+)
+def test_a_manifest_that_lacks_something_is_told_what_in_words(own, tmp_path, text, told):
+    path = Path(own(cars=text if isinstance(text, dict) else {}))
+    if isinstance(text, str):
+        path.write_text(text)
+    with pytest.raises(OutskirtsError, match=re.escape(told)) as e:
+        benchmarks.load(str(path), tmp_path)
+    assert "Error" not in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_training_images_of_one_s_own_keep_the_test_sets_and_are_no_match(own, tmp_path):
+    folder(tmp_path / "mine", ["cat", "dog"], n=2)
+    given = {"classifier": "c", "id": None, "near": (), "far": (), "shifted": (), "scores": (), "root": str(tmp_path)}
+    recipe = recipe_of(train=str(tmp_path / "mine"), benchmark=own(), **given)
+    assert (recipe.id, recipe.id_test) == (f"folder:{tmp_path}/mine", f"folder:{tmp_path}/test")
+    assert {p.role: p.state for p in benchmarks.of_recipe(recipe).parts if p.role.startswith("id")} == {"id": APPROXIMATION, "id_test": MATCHES}  # fmt: skip
+    (tmp_path / "train").rename(tmp_path / "gone")
+    recipe = recipe_of(train=str(tmp_path / "mine"), benchmark=own(), **given)
+    assert {p.role: p.state for p in benchmarks.of_recipe(recipe).parts if p.role.startswith("id")} == {"id": MISSING, "id_test": MATCHES}  # fmt: skip
+    assert not benchmarks.of_recipe(recipe).matches
+
+
+def test_what_is_shown_of_good_cifar10_on_a_benchmark_has_a_diffusion_model_of_its_classes():
+    ten = benchmarks.manifest("pack-cifar10")["classes"]
+    pages = bench_verb.TEXT + (Path(__file__).parents[1] / "docs" / "start.md").read_text()
+    shown = re.findall(r"good_cifar10 benchmark=(\S+)(.*)", pages)
+    assert len(shown) == 2
+    assert all("diffusion=fit" in more or benchmarks.manifest(name)["classes"] == ten for name, more in shown)
 
 
 def test_show_takes_a_manifest_of_one_s_own(own, tmp_path):

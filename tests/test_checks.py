@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from outskirts import checks, score_checks
+from outskirts.data import load
 from outskirts.errors import OutskirtsError
 from outskirts.find import find
 from outskirts.images import Images
 from outskirts.methods import methods
+from outskirts.overlap import overlaps
 from outskirts.recipe import Recipe
 from pictures import folder
 
@@ -35,9 +37,41 @@ def test_clean_sets_warn_of_nothing():
 def test_classes_with_the_same_name_are_listed_whatever_the_spelling():
     (line,) = warned(pets=images(seed=3, classes=("Cat, Felis catus", "sea_lion", "DOG")))
     assert line.startswith("pets has 2 of its 3 classes in common with the ID set, by name: Cat, Felis catus, DOG; ")
+    assert line.endswith("leave them out with [!Cat,DOG]")
+    (line,) = warned(pets=images("p[!fox]", seed=3, classes=("lion", "Dogs")))
+    assert line.endswith("by name: Dogs; leave them out with [!fox,Dogs]")
+    (line,) = warned(pets=images("p[lion,dog]", seed=3, classes=("lion", "dog")))
+    assert line.endswith("leave them out of the brackets")
     (line,) = warned(pets=images(seed=3, n=39, classes=("lion", "dog", "fox"), labels=torch.ones(39, dtype=torch.long)))
     assert "1 of its 1 classes" in line  # only what is there
     assert warned(pets=images(seed=3, n=39, classes=("lion", "dog"), labels=torch.zeros(39, dtype=torch.long))) == []
+
+
+def test_plurals_split_names_and_names_that_end_in_an_id_class_are_listed():
+    sets = {"pets": images(seed=3, classes=("Cats", "tabby cat", "cattle", "cat food"))}
+    assert list(overlaps(["cat", "dog"], sets)) == [
+        "pets has 1 of its 4 classes in common with the ID set, by name: Cats; leave them out with [!Cats]",
+        "pets has 1 of its 4 classes that may overlap with the ID set, for their names end in those of ID classes: "
+        "tabby cat (cat); look at them, and leave out what overlaps with [!tabby cat]",
+    ]
+    assert "by name: Mice, Race_cars;" in next(
+        overlaps(["mouse", "racecar"], {"a": images(classes=("Mice", "Race_cars"))})
+    )
+    assert "by name: n02123045; " in next(overlaps(["tabby"], {"a": images(classes=("n02123045",))}))
+    assert (
+        list(overlaps(["0", "1"], {"a": images(classes=("test_1", "val_0"))})) == []
+    )  # numbers are positions, not names
+
+
+def test_an_image_list_without_labels_is_compared_by_its_folders(tmp_path):
+    folder(tmp_path, ["Cats", "siamese_cat", "fox"], n=1)
+    (tmp_path / "a.txt").write_text("Cats/0.png -1\nsiamese_cat/0.png -1\nfox/0.png -1\n")
+    same, ends = overlaps(["cat", "dog"], {"a": load(f"imglist:{tmp_path}/a.txt")})
+    assert (
+        same
+        == "a has 1 of its 3 classes in common with the ID set, by name: Cats; leave them out: take their lines out of the list"
+    )
+    assert "siamese_cat (cat)" in ends
 
 
 def test_duplicates_are_counted_by_their_pixels():
@@ -79,7 +113,17 @@ def test_a_set_too_large_to_decode_is_said_not_to_be_looked_at(monkeypatch):
     monkeypatch.setattr(checks, "HASHED", 10)
     files = [x.numpy().tobytes() for x in TRAIN.pixels]
     many = images("many", seed=3, classes=(), pixels=None, files=files)
-    assert warned(many=many) == ["duplicates were not looked for: many has 40 images that are not held in memory"]
+    small = images("small", n=25, seed=2, classes=())  # the first 25 of the ID test images
+    assert warned(many=many, small=small) == [
+        "duplicates were not looked for in many (40 images): sets of more than 10 images that are not held in memory are left out",
+        "25 of 25 images of small are also among the ID test images, pixel by pixel",
+    ]
+    lines = list(checks.of_outliers("mine", small, {"many": ("near", many), "test": ("far", TEST)}))
+    assert "not looked for in many (40 images)" in lines[-2]
+    assert lines[-1].startswith("25 of 40 images of test are also among the outliers")
+    assert [
+        "ID training (40 images)" in line for line in checks.warnings_of([many], TEST, {"small": ("near", small)})
+    ] == [1, 0]
 
 
 def test_small_sets_are_named_and_empty_ones_refused():
@@ -93,8 +137,6 @@ def test_small_sets_are_named_and_empty_ones_refused():
 
 
 def test_outliers_that_give_a_test_set_away_are_named():
-    from outskirts.data import load
-
     near, far = load("digits[7-9]"), load("digits[5]")
     lines = list(
         checks.of_outliers("mine", load("digits[5,8]"), {"seven to nine": ("near", near), "five": ("far", far)})

@@ -27,7 +27,9 @@ FLAGS = {
     "synth": RUN,
     "filter": ["fields", "outliers", "--classifier", "--dry-run", "--id", "--out", "--quiet", "--redo", "-o", "-q"],
     "train": RUN,
-    "bench": sorted([*RUN, "--classifier", "--id", "--near", "--far", "--train", "--score", "--benchmark", "--root"]),
+    "bench": sorted(
+        [*RUN, "--classifier", "--id", "--near", "--far", "--shifted", "--train", "--score", "--benchmark", "--root"]
+    ),
     "report": ["folder", "--out", "-o"],
     "score": ["detector", "images", "--batch-size", "--device", "--format", "-b", "-f"],
     "export": ["detector", "file", "--size"],

@@ -274,12 +274,14 @@ def test_memory_is_what_a_step_added_and_has_no_bar_where_that_is_not_known(run)
     def measure(rows):
         for i, m in enumerate(rows[:3]):
             m |= {"train_start_gib": 1.0, "train_peak_gib": 1.0 + 0.25 * (i + 1)}
+            m |= {"train_memory_apart": True, "synth_start_gib": 1.0, "synth_peak_gib": 1.5}  # synth: an older run
 
     edit(run, "methods", measure)
     _, text, _ = written(run)
     costs = re.search(r'<section id="cost">.*?</section>', text, re.DOTALL)[0]
     assert re.findall(r'data-v="([\d.]+)"><span>[\d.]+&nbsp;GiB <small>peak', costs) == ["0.25", "0.5", "0.75"]
     assert costs.count('<i style="width:33.3%">') == 1
+    assert costs.count("<u>") == 2 * len(METHODS) + 3  # none for what cannot be told from what earlier steps left
     assert "<small>peak 1.50</small></td>" in costs  # of the method without a start: no bar
 
 

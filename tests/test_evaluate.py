@@ -255,6 +255,23 @@ def test_a_set_or_the_id_images_of_one_value_are_named_and_left_out(caplog):
     assert not score_sets({"msp": energy.Score()}, ID, LABELS, one, method="good", seed=1)[0].excluded
 
 
+def test_the_full_spectrum_names_only_what_the_usual_table_does_not_leave_out_too(caplog):
+    usual = score_sets({"broken": Broken()}, ID, LABELS, SETS, method="good", seed=2, failed={"unfit": "needs more"})
+    assert len(caplog.messages) == 2
+    caplog.clear()
+    told = {"method": "good", "seed": 2, "failed": {"unfit": "needs more"}, "usual": usual}
+    wide = Outputs.cat([ID, ID])
+    again = score_sets({"broken": Broken()}, wide, torch.cat([LABELS, LABELS]), SETS, **told)
+    assert {s.score for s in again} == {"broken", "unfit"}
+    assert not caplog.messages
+    moved = Outputs(wide.logits.clone(), wide.features)
+    moved.logits[-1] = torch.inf
+    score_sets({"broken": Saturated(0)}, moved, torch.cat([LABELS, LABELS]), SETS, **told)
+    (line,) = caplog.messages
+    assert line.startswith("full spectrum: score 'broken' (good, seed 2) is left out on ")
+    assert f"1 of {2 * len(ID)} ID scores" in line
+
+
 def test_a_missing_set_is_a_row_and_is_counted():
     scored = score_sets({"energy": energy.Score()}, ID, LABELS, SETS, method="plain", seed=0)
     lines = {r["set"]: r for r in rows(scored, missing={"SVHN": ("far", "missing: no data/svhn")})}

@@ -21,3 +21,13 @@ def keep_freed() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     return mallopt is not None and all(mallopt(name, value) == 1 for name, value in KEEP)
+
+
+def give_back() -> bool:
+    """Hand what is free now to the system, once; whether it could be asked for. Another malloc than glibc's, preloaded, would not hear of it."""
+    if not sys.platform.startswith("linux") or "LD_PRELOAD" in os.environ:
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
+    return trim is not None

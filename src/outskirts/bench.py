@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from outskirts import bench_facts, kept, ranking, verdict
-from outskirts.detector import Detector
 from outskirts.errors import OutskirtsError
 from outskirts.evaluate import Row, collect, compare, rows
 from outskirts.find import find
@@ -25,12 +24,14 @@ from outskirts.methods import PLAIN, Method, methods, shared
 from outskirts.progress import track
 from outskirts.recipe import Recipe, labelled
 from outskirts.run import DONE, Run, read_json, write_json
-from outskirts.scored import Scored, fit_score, score_sets, to_arrays
+from outskirts.scored import Scored, exclusions, fit_score, score_sets, to_arrays
 from outskirts.scores.energy import Score as Energy
 from outskirts.scores.knn import Score as Neighbour
 from outskirts.stages import outliers, split_outliers, trained, trained_in
 from outskirts.types import Observer, Outputs, Prepared, Score
 
+COSTS = ("seconds", "peak_gib", "start_gib", "memory_apart")
+"""Of a step, in its done.json."""
 EXAMPLES = 14
 """Images of each test set that the report shows."""
 log = logging.getLogger("outskirts")
@@ -51,6 +52,7 @@ def bench(run: Run, out: Path) -> None:
     if r.shifted:
         wide = [s for path in sorted(out.glob("wide-*")) for s in _load(path)]
         write_json(out / "full_spectrum.json", rows(wide, missing=bench_facts.missing(benchmark)))
+        warnings += exclusions(wide, scored)
     bench_facts.write(out, benchmark, warnings, scored)
     write_json(out / "differences.json", list(_differences(r, every, found, measured)))
     np.savez_compressed(out / "scores.npz", **to_arrays(scored))
@@ -95,7 +97,7 @@ def _cost(run: Run, m: Method) -> Row:
     done = {"synth": read_json(run.folder / m.store / DONE) if m.store else None}
     trainings = [read_json(run.folder / trained_in(m, seed) / DONE) for seed in run.recipe.seeds]
     done["train"] = sorted(trainings, key=lambda d: d["seconds"])[(len(trainings) - 1) // 2]
-    facts = {f"{stage}_{k}": d.get(k) for stage, d in done.items() if d for k in ("seconds", "peak_gib", "start_gib")}
+    facts = {f"{stage}_{k}": d.get(k) for stage, d in done.items() if d for k in COSTS}
     own = run.recipe.own or (methods(run.recipe)[0].label,)
     return {"method": m.label, "own": m.label in own, "synth": m.synth, "loss": m.train.loss, "outliers": len(outliers(run, m)[0]), **facts}  # fmt: skip
 
@@ -131,10 +133,11 @@ def _part(run: Run, out: Path, m: Method | None, seed: int, *, keep: str | None)
     if r.shifted:  # full spectrum: shifted ID images count as ID
         wide = [outputs["test"], *(look(images) for images in run.inputs.shifted.values())]
         labels = torch.cat([o.labels for o in wide])
-        full = score_sets(scores, Outputs.cat(wide), labels, sets, method=method, seed=seed)
+        told = {"method": method, "seed": seed, "failed": failed, "usual": scored}
+        full = score_sets(scores, Outputs.cat(wide), labels, sets, **told)
         _save(path.with_name(path.name.replace("part-", "wide-", 1)), full)
     if keep:
-        _detector(classifier, scores, r, outputs["calibration"], out / keep)
+        kept.keep(classifier, scores, r, outputs["calibration"], out / keep)
     _save(path, scored)  # last: its presence says that this classifier's part is whole
     return scored
 
@@ -162,25 +165,6 @@ def make_scores(recipe: Recipe, wanted: Sequence[str] | None = None) -> Iterator
             raise OutskirtsError(
                 f"score_with of {label!r}: {e}; `outskirts list scores` shows what each takes"
             ) from None
-
-
-def _detector(classifier, scores: dict[str, Score], recipe: Recipe, calibration: Outputs, folder: Path) -> None:
-    """The detector of one classifier, with the score that `kept.choose` says; the same before and after training."""
-    able = {k: s for k, s in scores.items() if k in kept.labels(recipe)}
-    label = recipe.detector_score
-    if label is not None and label not in able:
-        log.warning("no %s was written: score %r, which detector_score names, could not be fitted", folder.name, label)
-        return
-    label = kept.choose(label, able)
-    if label is None:
-        log.warning("no %s was written: every score of the recipe depends on the whole test set", folder.name)
-        return
-    try:
-        detector = Detector.from_parts(classifier, able[label], able[label](calibration))
-    except OutskirtsError as e:  # too few calibration images for the promise: the measurements stand without it
-        log.warning("no %s was written: %s", folder.name, e)
-        return
-    detector.save(folder)
 
 
 def _facts(run: Run, m: Method) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from outskirts import benchmarks, checks, gallery, inspection, score_checks
+from outskirts import benchmarks, boards, checks, gallery, inspection, score_checks
 from outskirts.benchmarks import APPROXIMATION, MATCHES, MISSING, ROLES, Benchmark
 from outskirts.data import load
 from outskirts.find import find
@@ -38,6 +38,11 @@ def look(run: Run) -> tuple[Benchmark | None, list[str]]:
         if p.state != MATCHES:
             said.append(
                 f"benchmark {found.name}: {ROLES[p.role]} {p.label!r} is {'an ' * (p.state == APPROXIMATION)}{p}"
+            )
+    for table, why in found.barred.items() if found else ():
+        if table == boards.STANDARD or (run.recipe.shifted and boards.STANDARD not in found.barred):
+            said.append(
+                f"benchmark {found.name}: the rows published on {found.board} ({table}) are not printed beside yours: {why}"
             )
     said += checks.warnings_of(_not_tested(run), parts["test"], run.inputs.ood, run.inputs.shifted)
     said += [line for label, images in trained_on(run) for line in checks.of_outliers(label, images, run.inputs.ood)]
@@ -104,16 +109,14 @@ def sources(run: Run, m: Method, measured: Mapping[str, Sequence]) -> dict[str, 
 
 
 def write(out: Path, found: Benchmark | None, said: Sequence[str], scored: Sequence[Scored]) -> None:
-    """Write the three files; published rows only where the benchmark matches."""
+    """Write the three files; published rows only where the benchmark matches, and is the one that they were measured on."""
     write_json(out / "warnings.json", [*said, *exclusions(scored)])
     if found is None:
         return
     parts = [asdict(p) | {"text": str(p)} for p in found.parts]
     facts = {"name": found.name, "about": found.about, "source": found.source, "matches": found.matches, "parts": parts}
     write_json(out / "benchmark.json", facts)
-    full = found.matches and all(p.state == MATCHES for p in found.parts)
-    rows = benchmarks.on_board(found.board) if found.matches else []
-    write_json(out / "published.json", rows + (benchmarks.on_board(found.board, "full-spectrum") if full else []))
+    write_json(out / "published.json", found.published())
 
 
 def missing(found: Benchmark | None) -> dict[str, tuple[str, str]]:

@@ -9,22 +9,19 @@ hashes, the places below a root folder where each may lie, and how to get it. No
     benchmark=mine.json?root=photos     a manifest of your own
 """
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from outskirts.boards import FULL, STANDARD, barred, on_board
 from outskirts.errors import OutskirtsError
-from outskirts.find import did_you_mean
+from outskirts.manifest import GROUPS, ROLES, manifest
+from outskirts.manifest import names as names
 from outskirts.recipe import Recipe
 
 MATCHES, APPROXIMATION, MISSING = "matches", "approximation", "missing"
-ROLES = {"id": "ID training", "id_val": "ID validation", "id_test": "ID test", "near": "near OOD", "far": "far OOD", "shifted": "shifted ID"}  # fmt: skip
-GROUPS = ("near", "far", "shifted")
-"""Roles that several parts may have; the others have one."""
 COUNTED = "it has as many images as it should, but no hash of them is known, so that they may be others"
 UNKNOWN = "neither its count nor a hash of it is known, so nothing was checked"
 
@@ -65,6 +62,8 @@ class Benchmark:
     size: tuple[int, int] | None = None
     board: str | None = None
     """Its name among the published rows."""
+    barred: Mapping[str, str] = field(default_factory=dict)
+    """Table -> why the published rows of that board can never stand beside it."""
 
     def fields(self) -> dict[str, Any]:
         """The recipe fields that this benchmark decides; parts that are missing are not in them."""
@@ -84,40 +83,35 @@ class Benchmark:
         """Is every part but the shifted sets what the benchmark says?"""
         return all(p.state == MATCHES for p in self.parts if p.role != "shifted")
 
+    def published(self) -> list[dict[str, Any]]:
+        """The published rows that may stand beside what is measured: of each table whose parts all match."""
+        wide = self.matches and all(p.state == MATCHES for p in self.parts)
+        tables = [table for table, so in ((STANDARD, self.matches), (FULL, wide)) if so and table not in self.barred]
+        return [row for table in tables for row in on_board(self.board, table)]
+
     @property
     def missing(self) -> list[Part]:
         return [p for p in self.parts if p.state == MISSING]
 
 
-def names() -> list[str]:
-    """Every benchmark, in alphabetical order."""
-    files = (f.name for f in resources.files("outskirts").joinpath("manifests").iterdir())
-    return sorted(f.removesuffix(".json") for f in files if f.endswith(".json") and f != "published.json")
-
-
-def manifest(name: str) -> dict[str, Any]:
-    """The manifest as it is written; of a file of the user's own where `name` ends in .json."""
-    if name.endswith(".json"):
-        return _own(Path(name).expanduser())
-    if name not in (known := names()):
-        raise OutskirtsError(f"no benchmark {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    return _json(f"{name}.json")
-
-
-def load(name: str, root: str | os.PathLike | None = None, *, download: bool = False) -> Benchmark:
+def load(
+    name: str, root: str | os.PathLike | None = None, *, download: bool = False, trained: bool = False
+) -> Benchmark:
     """The benchmark called `name` with its parts looked for below `root`, counted, hashed, and told apart by state.
 
-    `download` also takes parts that the Hub or torchvision have; they are fetched when they are read. Raises OutskirtsError
-    for a name that is none.
+    `download` also takes parts that the Hub or torchvision have; they are fetched when they are read. `trained`: there are ID
+    training images, the benchmark's or others. Raises OutskirtsError for a name that is none.
     """
     facts = manifest(name)
-    root = Path(facts.get("root", ".") if root is None else root).expanduser()
+    root = Path((facts.get("root") or ".") if root is None else root).expanduser()
     parts = tuple(_part(spec, facts["classes"], root, download) for spec in facts["parts"])
-    if not any(p.role == "id" and p.name for p in parts):
-        why = "a part of these images fits the scores, because there are no ID training images"
+    if not trained and not any(p.role == "id" and p.name for p in parts):
+        why = "a part of these images fits the scores, because there are no ID training images; bench takes others with --train"
         parts = tuple(_approximate(p, why) if p.role == "id_test" else p for p in parts)
     size = tuple(facts["size"]) if facts.get("size") else None
-    return Benchmark(Path(name).stem, facts["about"], facts["source"], str(root), parts, size, facts.get("published"))
+    return Benchmark(
+        Path(name).stem, facts["about"], facts["source"], str(root), parts, size, facts.get("published"), barred(facts)
+    )
 
 
 def places(name: str) -> dict[str, Any]:
@@ -130,15 +124,15 @@ def places(name: str) -> dict[str, Any]:
     return {"benchmark": name, **Benchmark(name, "", "", facts["root"], tuple(found)).fields()}
 
 
-def parse(text: str) -> Benchmark:
-    """The benchmark of `NAME[?root=DIR][&download=true]`, as it stands on the command line."""
+def parse(text: str, *, trained: bool = False) -> Benchmark:
+    """The benchmark of `NAME[?root=DIR][&download=true]`, as it stands on the command line; `trained` is that of `load`."""
     name, _, rest = text.partition("?")
     options = dict(o.partition("=")[::2] for o in rest.split("&") if o)
     if unknown := [o for o in options if o not in ("root", "download")]:
         raise OutskirtsError(f"benchmark {text!r} has the option {unknown[0]!r}; it takes root=DIR and download=true")
     if options.get("download", "false") not in ("true", "false"):
         raise OutskirtsError(f"benchmark {text!r}: download is true or false")
-    return load(name, options.get("root"), download=options.get("download") == "true")
+    return load(name, options.get("root"), download=options.get("download") == "true", trained=trained)
 
 
 def apply(recipe: Recipe, text: str | None) -> Recipe:
@@ -165,9 +159,11 @@ def of_recipe(recipe: Recipe) -> Benchmark | None:
     """The recipe's benchmark; its parts are approximations where the recipe has other sets in their place."""
     if recipe.benchmark is None:
         return None
-    found = parse(recipe.benchmark)
-    mine = {g: getattr(recipe, g) for g in GROUPS} | {r: getattr(recipe, r) for r in ("id", "id_test", "id_val")}
+    found = parse(recipe.benchmark, trained=recipe.id_test is not None)
+    mine = {k: getattr(recipe, k) for k in (*GROUPS, "id", "id_test", "id_val")}
     wanted = found.fields()
+    for fields in (mine, wanted):  # without training images, the test images stand in their place
+        fields["id_test"] = fields["id_test"] or fields["id"]
     changed = {role for role, value in mine.items() if value != wanted[role]} | ({"id"} if recipe.classes else set())
     why = "the recipe has other images in its place, or beside it"
     return replace(found, parts=tuple(_approximate(p, why) if p.role in changed else p for p in found.parts))
@@ -180,31 +176,6 @@ def published(name: str, table: str = "standard") -> list[dict[str, Any]]:
     part of the benchmark `matches`.
     """
     return on_board(manifest(name).get("published"), table)
-
-
-def on_board(board: str | None, table: str = "standard") -> list[dict[str, Any]]:
-    """`published`, by the name that the benchmark has among the published rows; none where it has none."""
-    facts = _json("published.json")
-    rows = [r for r in facts["rows"] if board is not None and (r["benchmark"], r["table"]) == (board, table)]
-    return [{**r, "source": facts["sources"][r["source"]], "published": True} for r in rows]
-
-
-def _own(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        _ = [(p["role"], p["label"], p["get"], [a["name"] for a in p["at"]]) for p in facts["parts"]]
-        _ = facts["about"], facts["source"], facts["classes"]["n"], facts["classes"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise OutskirtsError(
-            f"{path} cannot be read as a benchmark's manifest ({type(e).__name__}: {e}); the ones in the package's folder manifests show the form"
-        ) from e
-    if wrong := [p["role"] for p in facts["parts"] if p["role"] not in ROLES]:
-        raise OutskirtsError(f"{path} has a part with the role {wrong[0]!r}; accepted: {', '.join(ROLES)}")
-    return facts
-
-
-def _json(file: str) -> Any:
-    return json.loads(resources.files("outskirts").joinpath("manifests", file).read_text(encoding="utf-8"))
 
 
 def _approximate(part: Part, why: str) -> Part:
@@ -223,7 +194,7 @@ def _part(spec: Mapping[str, Any], classes: Mapping[str, Any], root: Path, downl
     part = Part(spec["role"], spec["label"], spec.get("images"), get)
     tried = []
     for place in spec["at"]:
-        name = place["name"].replace("{root}", str(root)).replace("{classes}", ",".join(classes.get("names", ())))
+        name = place["name"].replace("{root}", str(root)).replace("{classes}", ",".join(classes.get("names") or ()))
         if name.startswith(("hf:", "torchvision:")):
             if download:
                 return replace(part, name=name, **_fetched(name, place.get("why")))

@@ -13,13 +13,12 @@ from outskirts.errors import OutskirtsError
 from outskirts.find import find
 from outskirts.images import Images
 from outskirts.methods import Method
+from outskirts.overlap import keys, overlaps
 
 NEEDED = 20
 """Images that a set needs: of fewer, 5 % are less than one image, so neither FPR95 nor a 95 % interval means much."""
 HASHED = 200_000
-"""Images, of a set that is not held in memory, that are decoded to look for duplicates; a larger set is not looked at."""
-NAMED = 12
-"""Classes that a warning lists."""
+"""Images, of a set that is not held in memory, that are decoded to look for duplicates; a larger set is left out."""
 
 
 def warnings_of(
@@ -93,18 +92,16 @@ def of_losses(every: Iterable[Method]) -> Iterator[str]:
 def of_outliers(label: str, outliers: Images, ood: Mapping[str, tuple[str, Images]]) -> Iterator[str]:
     """Test sets that the real outliers of the method `label` give away: by classes of the same name, or the very images."""
     sets = {name: images for name, (_, images) in ood.items()}
-    known = {spelling for c in outliers.classes for spelling in spellings(c)}
-    same = [name for name, images in sets.items() if any(spellings(c) & known for c in images.classes)]
+    known = {key for c in outliers.classes for key in keys(c)}
+    same = [name for name, images in sets.items() if any(keys(c) & known for c in images.classes)]
     if same:
         yield f"{label} trains on classes that {', '.join(same)} has too, by name: its figures there are a ceiling, not a comparison"
-    if outliers.pixels is None and len(outliers) > HASHED:
-        return
-    mine = pixel_hashes(outliers)
-    for name, images in sets.items():
-        if images.pixels is not None or len(images) <= HASHED:
-            n = sum(count for h, count in pixel_hashes(images).items() if h in mine)
-            if n:
-                yield f"{n} of {len(images)} images of {name} are also among the outliers that {label} trains on, pixel by pixel"
+    yield from left_out({f"the outliers of {label}": [outliers]} | {name: [images] for name, images in sets.items()})
+    mine = Counter() if too_many(outliers) else pixel_hashes(outliers)
+    for name, images in sets.items() if mine else ():
+        n = 0 if too_many(images) else sum(count for h, count in pixel_hashes(images).items() if h in mine)
+        if n:
+            yield f"{n} of {len(images)} images of {name} are also among the outliers that {label} trains on, pixel by pixel"
 
 
 def not_empty(ood: Mapping[str, tuple[str, Images]]) -> None:
@@ -123,17 +120,6 @@ def sizes(sets: Mapping[str, Images]) -> Iterator[str]:
             yield f"{label} has {len(images)} images: FPR95 and 95 % intervals need at least {NEEDED}, and are too narrow here"
 
 
-def overlaps(classes: Sequence[str], sets: Mapping[str, Images]) -> Iterator[str]:
-    """OOD sets with classes that are called like ID classes, whatever the case, the separators and the other names."""
-    known = {name: c for c in classes for name in spellings(c)}
-    for label, images in sets.items():
-        present = images.labels.unique().tolist()
-        same = [c for y, c in enumerate(images.classes) if y in present and spellings(c) & known.keys()]
-        if same:
-            listed = ", ".join(same[:NAMED]) + (", ..." if len(same) > NAMED else "")
-            yield f"{label} has {len(same)} of its {len(present)} classes in common with the ID set, by name: {listed}; leave them out with [!...]"
-
-
 def spellings(name: str) -> set[str]:
     """'Tabby, tabby_cat' -> {'tabby', 'tabby cat'}."""
     return {" ".join(part.replace("_", " ").replace("-", " ").lower().split()) for part in name.split(",")} - {""}
@@ -141,12 +127,12 @@ def spellings(name: str) -> set[str]:
 
 def shared(train: Sequence[Images], test: Images, sets: Mapping[str, Images]) -> Iterator[str]:
     """Test images whose pixels are also in the ID training set, OOD images that are also in the ID test set, sets of one picture."""
-    too_many = [x for x in (*train, test, *sets.values()) if x.pixels is None and len(x) > HASHED]
-    if too_many:
-        yield f"duplicates were not looked for: {too_many[0].name} has {len(too_many[0]):,} images that are not held in memory"
-        return
-    known = {"ID training": sum(map(pixel_hashes, train), Counter())}
-    for label, images in {"ID test": test, **sets}.items():
+    tested = {"ID test": test, **sets}
+    yield from left_out({"ID training": train} | {label: [images] for label, images in tested.items()})
+    known = {"ID training": sum((pixel_hashes(x) for x in train if not too_many(x)), Counter())}
+    for label, images in tested.items():
+        if too_many(images):
+            continue
         mine = pixel_hashes(images)
         if len(mine) == 1 and len(images) > 1:
             yield f"all {len(images)} images of {label} are one picture: every score is constant there, so it is left out of the means"
@@ -156,6 +142,18 @@ def shared(train: Sequence[Images], test: Images, sets: Mapping[str, Images]) ->
                 yield f"{n} of {len(images)} images of {label} are also among the {where} images, pixel by pixel"
         if label == "ID test":
             known[label] = mine
+
+
+def too_many(images: Images) -> bool:
+    """Would decoding them all, to look for duplicates, take too long?"""
+    return images.pixels is None and len(images) > HASHED
+
+
+def left_out(sets: Mapping[str, Sequence[Images]]) -> Iterator[str]:
+    """The sets that are too large to be looked at, in one line."""
+    if large := {label: n for label, parts in sets.items() if (n := sum(len(x) for x in parts if too_many(x)))}:
+        listed = ", ".join(f"{label} ({n:,} images)" for label, n in large.items())
+        yield f"duplicates were not looked for in {listed}: sets of more than {HASHED:,} images that are not held in memory are left out"
 
 
 def pixel_hashes(images: Images) -> Counter:

@@ -7,7 +7,7 @@ scores of a classifier as it is. Rows are methods x scores; curves and histogram
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from outskirts import pages, panels, ranking, verdict
+from outskirts import caveats, pages, panels, ranking, verdict
 from outskirts.methods import key_of
 from outskirts.wording import NOISE, PLAIN, finite, label
 
@@ -26,7 +26,7 @@ def wanted(summaries: Sequence[Mapping]) -> bool:
 
 def gather(folder: Path, rows: Sequence[Mapping], shared: Mapping) -> dict:
     """Everything the page shows, as plain data; `shared` holds what the report has read: tables (every summary), differences,
-    recipe, stamp, title, warnings, benchmark, published, full_spectrum, detectors, missing."""
+    recipe, stamp, title, warnings, benchmark, published, full_spectrum, detectors, few, missing."""
     summaries, recipe = shared["tables"], shared["recipe"] or {}
     missing = list(shared["missing"])
     score = ranking.headline_score(summaries)
@@ -57,10 +57,11 @@ def gather(folder: Path, rows: Sequence[Mapping], shared: Mapping) -> dict:
         "distributions": panels.distributions(found, [s["place"] for s in sets]),
         "costs": costs,
         "made": made(methods, recipe),
+        "leaked": caveats.leaked(methods, shared["warnings"] or (), recipe),
         "inverted": inverted(folder, methods, recipe, summaries),
         **{
             k: shared[k]
-            for k in ("recipe", "stamp", "warnings", "benchmark", "published", "full_spectrum", "detectors")
+            for k in ("recipe", "stamp", "warnings", "benchmark", "published", "full_spectrum", "detectors", "few")
         },
         "missing": missing,
     }
@@ -178,7 +179,7 @@ def render(facts: Mapping) -> str:
         for k in [(s["method"], s["score"])]
     }
     names = list(dict.fromkeys((s["method"], s["score"]) for s in facts["tables"]))
-    fair = ranking.whole(facts["tables"])
+    fair = [s for s in ranking.whole(facts["tables"]) if s["method"] not in facts["leaked"]]
     words = {
         "fair": {(s["method"], s["score"], s["place"]) for s in fair},
         "lines": sorted(names, key=lambda n: -top.get(n, -1.0)),
@@ -195,11 +196,11 @@ def render(facts: Mapping) -> str:
 
 
 def memory_added(costs: Sequence[Mapping]) -> dict[str, list[float | None]] | None:
-    """What making outliers (synth) and training added to the memory in use, GiB, for each line of methods.json; None where no line has both numbers."""
-    pairs = {
-        stage: [(c.get(f"{stage}_start_gib"), c.get(f"{stage}_peak_gib")) for c in costs]
-        for stage in ("synth", "train")
-    }
+    """What making outliers (synth) and training added to the memory in use, GiB, for each line of methods.json; None where that cannot be
+    told apart from what earlier steps of the process left."""
+    keys = ("memory_apart", "start_gib", "peak_gib")
+    of = {stage: [[c.get(f"{stage}_{k}") for k in keys] for c in costs] for stage in ("synth", "train")}
+    pairs = {stage: [(a, b) if apart else (None, None) for apart, a, b in lines] for stage, lines in of.items()}
     found = {k: [max(0.0, b - a) if finite(a) and finite(b) else None for a, b in v] for k, v in pairs.items()}
     return found if any(x is not None for v in found.values() for x in v) else None
 

@@ -76,6 +76,11 @@ def place(rest: str) -> tuple[Path, Path]:
     return path, Path(root).expanduser() if root else path.parent
 
 
+def folders(rest: str) -> list[str]:
+    """Names of the folders that the images of `FILE[?root=DIR]` are in, in alphabetical order; images in none have none."""
+    return sorted({p.rpartition("/")[0].rpartition("/")[2] for p in parse(place(rest)[0]).paths} - {""})
+
+
 def read(rest: str):
     """The Images of `FILE[?root=DIR]`, in the order of the list."""
     import torch

@@ -12,6 +12,13 @@ from outskirts.stamp import file_hash
 
 PROBED = 20_000
 """Files of a list that are looked for, evenly spread over it."""
+BASIS = {
+    "file_sha256": "by a hash of the one file that holds its images",
+    "list_sha256": "by the list of its files and labels; what is in the files was not hashed",
+    "names_sha256": "by the names and labels of its files, whatever their folders; what is in the files was not hashed",
+    "files_sha256": "by the names of its files; what is in the files was not hashed",
+}
+"""What a match rests on, by the hash that the manifest has; of several, the first."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +29,12 @@ class Located:
     """None for a Parquet file, whose hash says it."""
     classes: tuple[str, ...] = ()
     hashes: Mapping[str, str] = ()
-    """By the names that manifests give them: list_sha256 and names_sha256 (paths or file names, with labels), files_sha256 (file
-    names alone), file_sha256 (the one file that holds all)."""
+    """By the names that manifests give them, the keys of BASIS."""
 
     def bound(self, spec: Mapping[str, Any]) -> str | None:
-        """What a match with the manifest rests on: "" where it is a hash of all images, words where it is less; None: only a count."""
-        if any(key in spec for key in self.hashes):
-            return ""
+        """What a match with the manifest rests on, in words; None where it would be a count alone."""
+        if known := [words for key, words in BASIS.items() if key in spec and key in self.hashes]:
+            return known[0]
         if spec["role"].startswith("id") and self.named:
             return f"by its class list{' and count' if spec.get('images') else '; how many images it should have is not known'}"
         return None
@@ -44,8 +50,8 @@ class Located:
             if len(self.classes) != classes["n"]:
                 return f"has {len(self.classes)} classes, the benchmark {classes['n']}", True
             if self.named and imglist.names_hash(self.classes) != classes["sha256"]:
-                shared = len(set(self.classes) & set(classes.get("names", ())))
-                known = f": {shared} of {classes['n']} are shared" if "names" in classes else ""
+                shared = len(set(self.classes) & set(classes.get("names") or ()))
+                known = f": {shared} of {classes['n']} are shared" if classes.get("names") else ""
                 return f"has another class list than the benchmark{known}", True
         if self.images is not None and spec.get("images") not in (None, self.images):
             return f"{self.images:,} images, the benchmark has {spec['images']:,}", False

@@ -183,7 +183,7 @@ def _of_benchmark(name: str) -> Sequence[str]:
     return found
 
 
-def _names(text: str) -> list[list[str]]:
+def name_words(text: str) -> list[list[str]]:
     """'Tabby cats, Felis_catus' -> the words of every name."""
     parts = [re.findall(r"\w+", p.replace("_", " ").casefold()) for p in text.split(",")]
     return [p for p in parts if p]
@@ -192,20 +192,20 @@ def _names(text: str) -> list[list[str]]:
 @lru_cache(maxsize=1024)
 def _namer(names: tuple[str, ...]) -> Callable[[str], bool]:
     """Whether a text contains one of `names`."""
-    known = [part for name in names for part in _names(name)]
-    whole = frozenset(f for part in known for f in _joined(part))
+    known = [part for name in names for part in name_words(name)]
+    whole = frozenset(f for part in known for f in written_as_one(part))
     longer = [list(map(forms, part)) for part in known if len(part) > 1]
 
     def named(text: str) -> bool:
         return any(
             not whole.isdisjoint(_inside(words)) or any(_holds(list(map(forms, words)), n) for n in longer)
-            for words in _names(text)
+            for words in name_words(text)
         )
 
     return named
 
 
-def _joined(words: Sequence[str]) -> set[str]:
+def written_as_one(words: Sequence[str]) -> set[str]:
     """Forms of `words` written as one: race cars -> racecars, racecar."""
     together, start = "".join(words), "".join(words[:-1])
     return {together, *forms(together), *(start + f for f in forms(words[-1]))}
@@ -218,7 +218,7 @@ def _inside(words: Sequence[str]) -> Iterable[str]:
             part = words[i : i + n]
             if len(part) < n or (n > 1 and (not APART.isdisjoint(part) or all(map(str.isdigit, part)))):
                 break
-            yield from _joined(part)
+            yield from written_as_one(part)
 
 
 def _holds(name: Sequence[frozenset[str]], part: Sequence[frozenset[str]]) -> bool:

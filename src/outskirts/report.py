@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from outskirts import comparison, filter_report, inspection, kept, pages, ranking, verdict, wording
+from outskirts import caveats, comparison, filter_report, inspection, kept, pages, ranking, verdict, wording
 from outskirts.errors import OutskirtsError
 from outskirts.gallery import gallery
+from outskirts.histograms import histograms, nearest
 from outskirts.pages import read
 
 BESIDE = ("warnings", "benchmark", "published", "full_spectrum")
@@ -99,8 +100,9 @@ def gather(folder: Path) -> dict:
         "missing": missing,
         "tables": summaries or None,
         "differences": compared,
+        "few": caveats.few(summaries),
     }
-    said = None
+    said, best = None, ranking.alone(summaries, compared) if alone else None
     if compared and method:
         said = verdict.verdict(compared, method, ranking.ahead(summaries, compared, method))
     head["detectors"] = kept.facts(folder, recipe, said)
@@ -113,10 +115,10 @@ def gather(folder: Path) -> dict:
         **head,
         "comparison": many,
         "method": method,
-        "alone": ranking.alone(summaries, compared) if alone else None,
+        "alone": best,
         "verdict": said,
         "seconds": seconds(folder),
-        "histograms": histograms(scores, method, found, facts_of),
+        "histograms": histograms(scores, method, found, facts_of, (said or best or {}).get("score")),
         "outside": inspection.outside(found, facts_of, id_val) | {"bank": measured.get("bank")}
         if stored and measured
         else None,
@@ -147,40 +149,6 @@ def aligned(stored: list[dict], measured: Mapping) -> tuple[dict, dict]:
         if name not in outliers and any(note in r["notes"] for r in stored):
             outliers[name] = np.array([r["notes"].get(note, np.nan) for r in stored], float)
     return outliers, inspection.columns(measured.get("id_val") or {})
-
-
-def histograms(
-    scores: Mapping[str, np.ndarray], method: str | None, found: list[dict], facts_of: Mapping
-) -> list[dict]:
-    """Energy and kNN distance of the plain classifier, with the outliers by strength, and of the method after training."""
-    panels = []
-    for who in (wording.PLAIN, method):
-        for score, target in (("energy", "image"), ("knn", "feature")):
-            keys = [k.split("|") for k in scores if k.split("|")[0] == who and k.split("|")[2] == score]
-            seed = min((k[1] for k in keys), default=None)
-            sets = {k[3]: scores["|".join(k)] for k in keys if k[1] == seed}
-            if "id" not in sets:
-                continue
-            series = [("", "ID test", "id", sets.pop("id"))]
-            if who == wording.PLAIN and score in facts_of:
-                # An energy panel shows what was pushed by energy, where the method has targets; otherwise everything.
-                mine = [lv for lv in found if lv["target"] in (target, None)] or found
-                series += [(lv["about"], lv["label"], f"s{lv['level']}", facts_of[score][lv["rows"]]) for lv in mine]
-            elif "outliers" in sets:
-                series.append(("", "held-out outliers", "s3", sets["outliers"]))
-            sets.pop("outliers", None)
-            series += [("OOD test sets", name, "ood", values) for name, values in sets.items()]
-            panels.append({"method": who, "score": score, "seed": seed, **inspection.binned(series)})
-    return panels
-
-
-def nearest(found: list[dict], facts_of: Mapping, id_val: Mapping) -> dict | None:
-    """Distance to the nearest ID training image: ID validation beside the outliers of each level."""
-    if "nearest_id" not in facts_of or "nearest_id" not in id_val:
-        return None
-    pooled = [("", "ID validation", "id", id_val["nearest_id"])]
-    pooled += [(lv["about"], lv["label"], f"s{lv['level']}", facts_of["nearest_id"][lv["rows"]]) for lv in found]
-    return inspection.binned(pooled)
 
 
 def probe(fit: Mapping | None, stored: list[dict]) -> dict[str, dict]:

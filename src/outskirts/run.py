@@ -218,7 +218,7 @@ def _step(this: Run, step: Step) -> None:
             hashes = folder_hashes(folder, leave_out=(INPUTS, DONE))
             files = {n: {"hash": h, "size": (folder / n).stat().st_size} for n, h in hashes.items()}
             seconds = round(time.monotonic() - start, 1)
-            cost = {"seconds": seconds, "peak_gib": peak.gib, "start_gib": peak.start}
+            cost = {"seconds": seconds, **peak.facts}
             write_json(folder / DONE, {"stage": step.stage, **cost, "read": needs, "files": files, "stamp": stamp()})
     wait_for_all_ranks(this.recipe.device)
 

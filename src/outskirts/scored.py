@@ -73,12 +73,13 @@ def score_sets(
     seed: int,
     resamples: int = 200,
     failed: Mapping[str, str] | None = None,
+    usual: Sequence[Scored] = (),
 ) -> list[Scored]:
     """Every fitted score on the ID test set and on every OOD set: `sets` maps a name to its group (near or far) and Outputs.
 
     A set on which a score is constant (on the ID or the OOD images), NaN or infinite is `excluded`, with a warning that names both; so are the scores of
-    `failed`, name -> why they could not be fitted, on every set. Raises OutskirtsError,
-    with the score and the set by name, where a score fails.
+    `failed`, name -> why they could not be fitted, on every set. For a table of its own, `usual` is the usual one: see `exclusions`.
+    Raises OutskirtsError, with the score and the set by name, where a score fails.
     """
     for name, (group, _) in sets.items():
         if group not in GROUPS:
@@ -106,7 +107,7 @@ def score_sets(
         for name, (group, outputs) in sets.items():
             nothing = (torch.full((len(x),), torch.nan) for x in (id_outputs, outputs))
             scored.append(Scored(method, seed, score_name, False, name, group, *nothing, accuracy, resamples, why))
-    for line in exclusions(scored):
+    for line in exclusions(scored, usual):
         log.warning("%s", line)
     return scored
 
@@ -122,14 +123,19 @@ def to_arrays(scored: Sequence[Scored]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def exclusions(scored: Sequence[Scored]) -> list[str]:
-    """One line for each classifier, score and reason: on which sets the score says nothing, and is left out."""
+def exclusions(scored: Sequence[Scored], usual: Sequence[Scored] = ()) -> list[str]:
+    """One line for each classifier, score and reason: on which sets the score says nothing, and is left out.
+
+    Where `scored` are the full spectrum, `usual` are those without shifted images: what is left out there too is said there alone.
+    """
     found: dict[tuple[str, int, str, str], list[str]] = {}
+    known = {(s.method, s.seed, s.score, s.set) for s in usual if s.excluded}
     for s in scored:
-        if s.excluded:
+        if s.excluded and (s.method, s.seed, s.score, s.set) not in known:
             found.setdefault((s.method, s.seed, s.score, s.excluded), []).append(s.set)
+    table = "full spectrum: " if usual else ""
     return [
-        f"score {score!r} ({method}, seed {seed}) is left out on {', '.join(sets)}, and from the means over sets: {why}"
+        f"{table}score {score!r} ({method}, seed {seed}) is left out on {', '.join(sets)}, and from the means over sets: {why}"
         for (method, seed, score, why), sets in found.items()
     ]
 
@@ -143,11 +149,21 @@ def _values(scores: Callable[[], Tensor], where: str) -> Float[Tensor, " B"]:
 
 def _no_score(id_scores: Float[Tensor, " N"], ood_scores: Float[Tensor, " B"]) -> str:
     """Why these scores can rank nothing; "" where they can."""
-    for whose, values in (("ID", id_scores), ("OOD", ood_scores)):
-        bad = (~values.isfinite()).nonzero()
-        if len(bad):
-            return f"{len(bad)} of {len(values)} {whose} scores are NaN or infinite, the first at image {bad[0].item()}"
-    for whose, values in (("", torch.cat([id_scores, ood_scores])), ("ID ", id_scores), ("OOD ", ood_scores)):
-        if len(values) > 1 and bool((values == values[0]).all()):
-            return f"every {whose}score is {values[0].item():.6g}"
-    return ""
+    sides = {"ID ": id_scores, "OOD ": ood_scores}
+    bad = next((why for whose, values in sides.items() if (why := not_finite(values, whose))), "")
+    every = {"": torch.cat([id_scores, ood_scores]), **sides}
+    return bad or next((why for whose, values in every.items() if (why := constant(values, whose))), "")
+
+
+def not_finite(values: Float[Tensor, " N"], whose: str = "") -> str:
+    """How many scores are NaN or infinite; "" for none."""
+    bad = (~values.isfinite()).nonzero()
+    if not len(bad):
+        return ""
+    return f"{len(bad)} of {len(values)} {whose}scores are NaN or infinite, the first at image {bad[0].item()}"
+
+
+def constant(values: Float[Tensor, " N"], whose: str = "") -> str:
+    """Which one value every score has; "" where they differ, or where there is one."""
+    same = len(values) > 1 and bool((values == values[0]).all())
+    return f"every {whose}score is {values[0].item():.6g}" if same else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from outskirts import benchmarks
+from outskirts import benchmarks, boards
 from outskirts.clip_settings import ClipTuneSettings
 from outskirts.errors import OutskirtsError
 from outskirts.find import did_you_mean, find, names
@@ -118,13 +118,23 @@ def benchmark_text(name: str, fields: Sequence[str] = ()) -> str:
             f"{benchmarks.ROLES[p.role]:13} {p.label:{wide}} {count:>9}  {p}",
             *([f"    {p.name}"] if p.name else []),
         ]
-    rows = benchmarks.on_board(found.board)
-    if not rows:
-        return "\n".join([*text, "", "no published rows"])
-    beside = "are printed beside yours" if found.matches else "are printed beside yours where every part matches"
-    return "\n".join(
-        [*text, "", f"{len(rows)} published rows {beside}", *(_published(rows) if len(rows) <= FEW else ())]
-    )
+    return "\n".join([*text, "", *_rows(found)])
+
+
+def _rows(found: benchmarks.Benchmark) -> Iterator[str]:
+    """How many published rows there are, and when they are printed beside one's own; of a few, the rows."""
+    if not found.board:
+        yield "no published rows"
+        return
+    printed = {r["table"] for r in found.published()}
+    for table, every in ((boards.STANDARD, "every part"), (boards.FULL, "every part, shifted ID too,")):
+        rows, what = boards.on_board(found.board, table), "" if table == boards.STANDARD else f"{table} "
+        beside = "are printed beside yours" + (f" where {every} matches" if table not in printed else "")
+        if why := found.barred.get(table):
+            beside = f"are never printed beside yours: {why}"
+        if rows or table == boards.STANDARD:
+            yield f"{len(rows)} published {what}rows {beside}"
+        yield from _published(rows) if len(rows) <= FEW else ()
 
 
 def _published(rows: Sequence[dict]) -> Iterator[str]:
