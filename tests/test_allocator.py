@@ -53,6 +53,22 @@ def test_elsewhere_nothing_is_promised(monkeypatch, platform, libc):
     assert not allocator.keep_freed()
 
 
+def test_freed_memory_goes_back_where_malloc_is_glibc_s(monkeypatch):
+    asked = []
+    libc = type("Libc", (), {"malloc_trim": staticmethod(asked.append)})
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(allocator.sys, "platform", "linux")
+    assert allocator.give_back()
+    assert asked == [0]
+    monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so")
+    assert not allocator.give_back()
+    monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    assert not allocator.give_back()
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    assert not allocator.give_back()
+
+
 @glibc
 def test_real_libc_takes_it():
     """In a process of its own: blocks of 40 MB, one after the other, are mostly pages that were cleared before."""

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from outskirts import allocator, peak
+from outskirts import peak
 from outskirts.peak import Peak
 
 marked = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def test_a_step_shows_what_it_needs_whatever_came_before():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a process without GPU")
 def test_what_cannot_be_told_apart_is_said(monkeypatch, tmp_path, lacking):
     if lacking == "malloc_trim":
-        monkeypatch.setattr(allocator.sys, "platform", "darwin")
+        monkeypatch.setenv("LD_PRELOAD", "libjemalloc.so")
     elif lacking == "the mark":
         monkeypatch.setattr(peak, "CLEAR", tmp_path / "none" / "clear_refs")
     else:

@@ -43,7 +43,7 @@ class Peak:
         import psutil
 
         self._process, self._stop = psutil.Process(), threading.Event()
-        gc.collect()
+        gc.collect(1)  # what is young; a look at everything that a large process holds takes a third of a second
         self.apart = allocator.give_back() and _reset()
         self._look()
         self.start = self.gib
