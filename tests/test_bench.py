@@ -11,11 +11,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from outskirts import boards, imglist
+from outskirts.bench import make_scores
 from outskirts.cli import main
 from outskirts.data import load
+from outskirts.errors import OutskirtsError
 from outskirts.find import find
 from outskirts.fit_classifier import fit_classifier
-from outskirts.recipe import ClassifierSettings
+from outskirts.recipe import ClassifierSettings, Recipe
 
 FEW = 30
 """Images of each of the two ID classes, and of each OOD set."""
@@ -68,6 +70,16 @@ def test_who_reads_images_is_not_shown_those_that_it_does_not_score(pictures, tm
         FEW,
         FEW,
     ]  # a try, validation, test, threshold, near, far; of 84 to learn from, none
+
+
+def test_a_score_without_a_mark_that_every_score_has_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "mine_own").mkdir()
+    (tmp_path / "mine_own" / "bare.py").write_text(
+        "class Score:\n    differentiable = False\n\n    def fit(self): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OutskirtsError, match=r"the Score of mine_own\.bare has no 'transductive'; give it one"):
+        list(make_scores(Recipe("a", scores=("mine_own.bare",))))
 
 
 def test_a_bench_alone_measures_folders_and_writes_the_page(pictures, tmp_path):

@@ -158,9 +158,13 @@ def _blind(made: dict[str, Score], classifier, bank: Images, images: Images) -> 
 def make_scores(recipe: Recipe, wanted: Sequence[str] | None = None) -> Iterator[tuple[str, Score]]:
     """(label, score) of `wanted`, or of every score of the recipe, with the settings that it gives them."""
     for label, name in map(labelled, (*recipe.scores, *recipe.plain_scores) if wanted is None else wanted):
-        options = recipe.score_with.get(label, {})
+        options, made = recipe.score_with.get(label, {}), find("scores", name)
+        if lacks := [n for n in ("fit", "differentiable", "transductive") if not hasattr(made, n)]:
+            raise OutskirtsError(
+                f"the Score of {name} has no {lacks[0]!r}; give it one, `outskirts.types.Score` says what it is"
+            )
         try:
-            yield label, find("scores", name)(**options)
+            yield label, made(**options)
         except TypeError as e:
             raise OutskirtsError(
                 f"score_with of {label!r}: {e}; `outskirts list scores` shows what each takes"
